@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Facts: what the sources saw. A rule judges one fact at a time; differences are made by the source.
+
+Every fact carries `time_usec` (µs since the epoch). Where a fact is about something that a policy wishes
+otherwise, the wish is part of it, so that rules stay pure functions of one argument.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Union
+
+from triaged.model.cgroup import CgroupId
+from triaged.model.limit import Limit, Unknown
+from triaged.model.process import ProcessIdentity
+from triaged.model.requirement import ParameterRequirement, PlacementRequirement, ResourceLimitRequirement
+
+
+@dataclass(frozen=True)
+class ParameterFacts:
+    """One kernel parameter and what a policy wants of it. `path` is its file below /proc/sys."""
+
+    key: str
+    path: str
+    value: str | Unknown
+    requirement: ParameterRequirement
+    time_usec: int = 0
+
+
+@dataclass(frozen=True)
+class ResourceLimitFacts:
+    """One resource limit of one process (/proc/PID/limits) and what a policy wants of it."""
+
+    process: ProcessIdentity
+    resource: str
+    soft: Limit
+    hard: Limit
+    requirement: ResourceLimitRequirement
+    time_usec: int = 0
+
+
+@dataclass(frozen=True)
+class CgroupLimit:
+    """A limit at one cgroup: the file that holds it, its value, and what is in use there. Units: tasks or bytes.
+
+    `unit` is the systemd unit of exactly this cgroup ("" if it is none's).
+    """
+
+    cgroup: CgroupId
+    file: str
+    limit: Limit
+    used: int | Unknown
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class PidsFacts:
+    """Forks that a pids.max refused in a cgroup since the last look (`forks_refused`; `forks_refused_total` since it was made).
+
+    `cgroup` is where the refusals were counted. `owner` is the cgroup whose limit was full: itself or an ancestor; None where the
+    evidence does not decide. `record` is the kernel log line, if one was seen. `process` is a process that was
+    refused or lives there, if known.
+    """
+
+    cgroup: CgroupId
+    forks_refused: int
+    forks_refused_total: int
+    owner: CgroupLimit | None
+    ancestry: tuple[CgroupLimit, ...] = ()
+    counter_file: str = ""
+    record: str = ""
+    process: ProcessIdentity | None = None
+    before_start: bool = False
+    time_usec: int = 0
+
+
+@dataclass(frozen=True)
+class OomFacts:
+    """Tasks that the OOM killer ended. `owner` is the cgroup whose memory limit was hit; None for a host-wide OOM.
+
+    `cgroup` is the victim's. `kills` counts them since the last look. `record` is the kernel log line, if it was seen;
+    `victim` is the killed process as far as it is known. `is_host_wide`: no cgroup limit was involved.
+    """
+
+    cgroup: CgroupId
+    kills: int
+    owner: CgroupLimit | None
+    victim: ProcessIdentity | None = None
+    counter_file: str = ""
+    record: str = ""
+    is_host_wide: bool = False
+    before_start: bool = False
+    time_usec: int = 0
+
+
+@dataclass(frozen=True)
+class SeccompFacts:
+    """Audit records (type 1326) of one (exe, syscall, action, cgroup) since the last look.
+
+    `action` is the kernel's name of the filter's return value: KILL_PROCESS, KILL_THREAD, TRAP, ERRNO, USER_NOTIF, TRACE, LOG.
+    `syscall` is its name, or its number as text where the table has no name. `arch` is as in "x86_64".
+    `errno` is the ERRNO action's value, else 0. `record` is the first record's text.
+    """
+
+    process: ProcessIdentity
+    syscall: str
+    syscall_number: int
+    arch: str
+    action: str
+    records: int
+    signal: int = 0
+    errno: int = 0
+    record: str = ""
+    time_usec: int = 0
+
+
+@dataclass(frozen=True)
+class PlacementFacts:
+    """Where a process of a known workload runs, judged against one placement requirement.
+
+    `slice_origin` says where the slice comes from, as far as it could be read (a unit file, none).
+    """
+
+    process: ProcessIdentity
+    requirement: PlacementRequirement
+    slice_origin: str = ""
+    time_usec: int = 0
+
+
+@dataclass(frozen=True)
+class SubjectGone:
+    """A cgroup (`cgroup`) or process (`process`) that findings may be about no longer exists."""
+
+    cgroup: CgroupId | None = None
+    process: ProcessIdentity | None = None
+    time_usec: int = 0
+
+
+Fact = Union[ParameterFacts, ResourceLimitFacts, PidsFacts, OomFacts, SeccompFacts, PlacementFacts, SubjectGone]
