@@ -41,9 +41,7 @@ def read_bytes(path: str, cap: int = 1 << 20) -> bytes:
             if not part:
                 break
             parts.append(part)
-            left -= len(part)
-            if len(part) < 4096:
-                break  # kernel files give what they have; a short read is the end
+            left -= len(part)  # seq_file gives short reads before the end: only an empty one is the end
         return b"".join(parts)
     except OSError as error:
         raise translated(error, path) from error

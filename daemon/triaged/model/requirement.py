@@ -45,7 +45,7 @@ class ParameterRequirement:
 
 @dataclass(frozen=True)
 class ResourceLimitRequirement:
-    """A policy's wish for a resource limit of the processes of some workloads: the hard limit of RLIMIT_`resource` at least `at_least`."""
+    """A policy's wish for the processes of some workloads: the hard limit of RLIMIT_`resource` is at least `at_least`."""
 
     policy: str
     resource: str

@@ -47,7 +47,8 @@ class CgroupSubject:
         return self.uid
 
     def as_dict(self) -> Mapping[str, str | int]:
-        out: dict[str, str | int] = {"type": "cgroup", "name": shown(self.cgroup.path, 4200), "cgroup": shown(self.cgroup.path, 4200)}
+        path = shown(self.cgroup.path, 4200)
+        out: dict[str, str | int] = {"type": "cgroup", "name": path, "cgroup": path}
         if self.cgroup.unit:
             out["unit"] = shown(self.cgroup.unit)
         out["slice"] = shown(self.cgroup.slice)
