@@ -13,6 +13,8 @@ from dataclasses import dataclass
 _UNIT = re.compile(r"^(?!\.)[^/]+\.(service|scope|slice|socket|mount|swap)$")
 _CONTAINER = re.compile(r"^(?:(docker|libpod|crio|cri-containerd)[-:])?([0-9a-f]{64})(?:\.scope)?$")
 _POD = re.compile(r"pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12})")
+_RUNTIME_OF_PREFIX = {"docker": "docker", "libpod": "podman", "crio": "cri-o", "cri-containerd": "containerd"}
+_RUNTIME_OF_PARENT = (("docker", "docker"), ("libpod", "podman"), ("kubepods", "containerd"))
 _USER_SLICE = re.compile(r"^user-(\d+)\.slice$")
 
 
@@ -101,9 +103,9 @@ def container_of(path: str) -> Container | None:
         prefix, identifier = match.group(1) or "", match.group(2)
         above = "/".join(parts[:index])
         pod = _POD.search(above)
-        runtime = {"docker": "docker", "libpod": "podman", "crio": "cri-o", "cri-containerd": "containerd"}.get(prefix, "")
+        runtime = _RUNTIME_OF_PREFIX.get(prefix, "")
         if not runtime:
-            runtime = "docker" if "docker" in above else "podman" if "libpod" in above else "containerd" if "kubepods" in above else ""
+            runtime = next((name for hint, name in _RUNTIME_OF_PARENT if hint in above), "")
         return Container(runtime, identifier, pod.group(1).replace("_", "-") if pod else "")
     return None
 
