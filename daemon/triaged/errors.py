@@ -13,7 +13,9 @@ TriagedError
 └── FixError               a repair was not made
     ├── FixUnknown         no such finding or fix
     ├── FixRefused         not allowed, or not one of the closed list
-    ├── FixStale           the value is no longer the one that the finding saw
+    ├── FixStale           the value is no longer the one that the finding saw, or that triaged left
+    ├── FixRepeated        it has been applied already
+    ├── FixBusy            another fix is being applied or undone at this moment
     └── FixFailed          it was tried; the text says what state the host is in now
 """
 from __future__ import annotations
@@ -108,6 +110,14 @@ class FixRefused(FixError):
 
 class FixStale(FixError):
     """The value is no longer the one that the finding saw; somebody else changed it."""
+
+
+class FixRepeated(FixError):
+    """The fix has been applied already and still holds; nothing was changed."""
+
+
+class FixBusy(FixError):
+    """Another fix is being applied or undone at this moment; nothing was changed."""
 
 
 class FixFailed(FixError):
