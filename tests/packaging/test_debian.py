@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "dist" / f"triaged_{__version__}_all.deb"
 
 needs_debhelper = pytest.mark.skipif(
-    shutil.which("dh_python3") is None or shutil.which("dpkg-buildpackage") is None, reason="debhelper and dh-python are not installed"
+    shutil.which("dh_python3") is None or shutil.which("dpkg-buildpackage") is None,
+    reason="debhelper and dh-python are not installed",
 )
 
 
@@ -51,7 +52,8 @@ def test_every_module_is_packed_and_no_byte_code(deb: Path) -> None:
 def test_every_installed_kind_of_file_is_packed(deb: Path) -> None:
     """A file added to one of these directories and forgotten in install-tree would be missing on the user's machine only."""
     names = {os.path.basename(name) for name in packed(deb)}
-    for directory, pattern in (("units", "*.service"), ("units", "*.catalog"), ("dbus", "*"), ("config", "**/*.toml"), ("docs/man", "*.[1-8]")):
+    kinds = (("units", "*.service"), ("units", "*.catalog"), ("dbus", "*"), ("config", "**/*.toml"), ("docs/man", "*.[1-8]"))
+    for directory, pattern in kinds:
         for path in (ROOT / directory).glob(pattern):
             assert path.name in names or f"{path.name}.gz" in names, path
 
@@ -77,7 +79,6 @@ def test_depends_on_packages_that_debian_12_and_13_have(deb: Path) -> None:
 @needs_debhelper
 @pytest.mark.skipif(shutil.which("lintian") is None, reason="lintian is not installed")
 def test_lintian_finds_no_error(deb: Path) -> None:
-    result = subprocess.run(
-        ["lintian", "--allow-root", "--fail-on", "error", deb], capture_output=True, text=True, check=False, env=os.environ | {"LANG": "C.UTF-8"}
-    )
+    command = ["lintian", "--allow-root", "--fail-on", "error", deb]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"LANG": "C.UTF-8"})
     assert result.returncode == 0, result.stdout

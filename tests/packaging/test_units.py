@@ -71,5 +71,6 @@ def test_the_service_keeps_what_it_reads() -> None:
         assert f"\n{blinding}" not in text
     bounding = re.search(r"^CapabilityBoundingSet=(.*)$", text, re.MULTILINE)
     ambient = re.search(r"^AmbientCapabilities=(.*)$", text, re.MULTILINE)
-    assert bounding and ambient
+    assert bounding
+    assert ambient
     assert set(bounding[1].split()) == set(ambient[1].split())
