@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class WorkloadMatch:
-    """A process recognised by a workload definition: "go-test", its role, and the package where it is known."""
+    """A process recognised by a workload definition: "go-test", its role, and the package where it is known.
+
+    `toolchain` is the version that built it ("go1.22.1"), where known.
+    """
 
     workload: str
     role: str
     package: str = ""
+    toolchain: str = ""
 
 
 @dataclass(frozen=True)

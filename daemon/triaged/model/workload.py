@@ -13,7 +13,6 @@ class PackageFrom(str, Enum):
 
     NONE = "none"
     GO_BUILD_INFO = "go-build-info"
-    ARGUMENTS = "arguments"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who a process is, read from /proc.
+
+Facts that shape this module:
+- A pid may be reused between two reads. An open descriptor of /proc/PID is not: after the process ended, every read
+  below it fails with ESRCH (proc_pid_make_inode keeps the struct pid). So each process is opened once.
+- comm, argv and the environment are bytes that the process chose; comm may hold ')', newlines and half a character.
+- exe of a zombie or a kernel thread does not exist; of another user's process it cannot be read without CAP_SYS_PTRACE.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from triaged.errors import Malformed, NotPermitted
+from triaged.kernel.ci_environment import parse_ci_job
+from triaged.kernel.files import translated
+from triaged.kernel.paths import KernelPaths
+from triaged.model.process import ProcessIdentity
+
+_STAT_CAP = 4096
+_STATUS_CAP = 8192
+_CGROUP_CAP = 1 << 17  # a path is at most 4096 bytes, there are at most some 16 hierarchies
+_ARGV_CAP = 2048  # what is kept for each of thousands of processes; the first arguments tell what it is
+_ENVIRONMENT_CAP = 1 << 18
+_DELETED = " (deleted)"
+
+
+def read_process(paths: KernelPaths, pid: int) -> ProcessIdentity:
+    """Who a process is now. `workload` and `ci_job` are left empty (see `ProcessTable`, `read_ci_job`).
+
+    Source: /proc/PID/{stat,status,exe,cmdline,cgroup} (proc(5)). What the caller may not read stays empty.
+    Raises: Gone, NotPermitted (hidepid), Malformed.
+    """
+    path = f"{paths.proc}/{pid}"
+    directory = _open(path)
+    try:
+        comm, ppid, start_ticks = parse_stat(_read(directory, path, "stat", _STAT_CAP), f"{path}/stat")
+        return ProcessIdentity(
+            pid=pid,
+            start_ticks=start_ticks,
+            ppid=ppid,
+            uid=parse_real_uid(_read(directory, path, "status", _STATUS_CAP), f"{path}/status"),
+            comm=comm,
+            exe=_read_exe(directory, path),
+            argv=parse_argv(_read(directory, path, "cmdline", _ARGV_CAP + 1)),
+            cgroups=parse_cgroups(_read(directory, path, "cgroup", _CGROUP_CAP), f"{path}/cgroup"),
+        )
+    finally:
+        os.close(directory)
+
+
+def read_exe(paths: KernelPaths, pid: int) -> str:
+    """The path of a process's executable; '' where there is none (a zombie, a kernel thread). One system call.
+
+    Raises: Gone, NotPermitted (another user's process, without CAP_SYS_PTRACE).
+    """
+    path = f"{paths.proc}/{pid}/exe"
+    try:
+        return os.readlink(path).removesuffix(_DELETED)
+    except OSError as error:
+        raise translated(error, path) from error
+
+
+def read_start_ticks(paths: KernelPaths, pid: int) -> int:
+    """When the process began, in clock ticks since boot; with the pid it names the process for good.
+
+    Source: /proc/PID/stat, field 22.
+    Raises: Gone, NotPermitted, Malformed.
+    """
+    path = f"{paths.proc}/{pid}"
+    directory = _open(path)
+    try:
+        return parse_stat(_read(directory, path, "stat", _STAT_CAP), f"{path}/stat")[2]
+    finally:
+        os.close(directory)
+
+
+def read_ci_job(paths: KernelPaths, pid: int) -> str:
+    """The CI job that a process's environment names, or '' (also where it may not be read).
+
+    Source: /proc/PID/environ: the environment at exec, not what the process made of it.
+    Raises: Gone.
+    """
+    path = f"{paths.proc}/{pid}"
+    directory = _open(path)
+    try:
+        return parse_ci_job(_read(directory, path, "environ", _ENVIRONMENT_CAP))
+    except NotPermitted:
+        return ""
+    finally:
+        os.close(directory)
+
+
+def pids(paths: KernelPaths) -> Iterator[int]:
+    """The processes that /proc shows, in no certain order.
+
+    Raises: InterfaceMissing or NotPermitted where /proc cannot be listed.
+    """
+    try:
+        names = os.listdir(paths.proc)
+    except OSError as error:
+        raise translated(error, paths.proc) from error
+    return (int(name) for name in names if name.isdecimal() and name.isascii())
+
+
+def parse_stat(record: bytes, path: str = "stat") -> tuple[str, int, int]:
+    """comm, parent pid and start time (clock ticks since boot) from a /proc/PID/stat.
+
+    Raises: Malformed.
+    """
+    # comm may hold spaces and parentheses: it ends at the last ')'.
+    begin, end = record.find(b"("), record.rfind(b")")
+    fields = record[end + 1 :].split()
+    if begin < 0 or end < begin or len(fields) < 20:
+        raise Malformed(path, _escaped(record))
+    try:
+        return record[begin + 1 : end].decode("utf-8", "surrogateescape"), int(fields[1]), int(fields[19])
+    except ValueError as error:
+        raise Malformed(path, _escaped(record)) from error
+
+
+def parse_real_uid(record: bytes, path: str = "status") -> int:
+    """The real user id from a /proc/PID/status.
+
+    Raises: Malformed.
+    """
+    # The Name line escapes newlines, so that this cannot be forged by a comm.
+    at = record.find(b"\nUid:")
+    words = record[at + 5 : at + 64].split() if at >= 0 else []
+    if not words or not words[0].isdigit():
+        raise Malformed(path, _escaped(record))
+    return int(words[0])
+
+
+def parse_argv(record: bytes) -> tuple[str, ...]:
+    """The arguments from a /proc/PID/cmdline; cut ones end in '…'."""
+    cut = len(record) > _ARGV_CAP
+    words = record[:_ARGV_CAP].removesuffix(b"\0").split(b"\0") if record else []
+    argv = tuple(word.decode("utf-8", "surrogateescape") for word in words)
+    return (*argv, "…") if cut else argv
+
+
+def parse_cgroups(record: bytes, path: str = "cgroup") -> Mapping[str, str]:
+    """The cgroup path in each hierarchy from a /proc/PID/cgroup: "" is version 2, others are version 1 controllers.
+
+    Raises: Malformed.
+    """
+    found: dict[str, str] = {}
+    for line in record.removesuffix(b"\n").split(b"\n"):  # not splitlines: a name may hold a carriage return
+        _, first, rest = line.partition(b":")
+        controllers, second, cgroup = rest.partition(b":")
+        if not first or not second or not cgroup.startswith(b"/"):
+            raise Malformed(path, _escaped(line))
+        name = cgroup.decode("utf-8", "surrogateescape").removesuffix(_DELETED)
+        for controller in controllers.decode("utf-8", "surrogateescape").split(","):
+            found[controller] = name
+    return found
+
+
+def _read_exe(directory: int, path: str) -> str:
+    try:
+        return os.readlink("exe", dir_fd=directory).removesuffix(_DELETED)
+    except FileNotFoundError:
+        return ""  # a kernel thread or a zombie
+    except PermissionError:
+        return ""
+    except OSError as error:
+        raise translated(error, f"{path}/exe") from error
+
+
+def _open(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise translated(error, path) from error
+
+
+def _read(directory: int, path: str, name: str, cap: int) -> bytes:
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            parts = [os.read(descriptor, cap)]
+            left = cap - len(parts[0])
+            while parts[-1] and left > 0:  # seq_file gives short reads before the end
+                parts.append(os.read(descriptor, left))
+                left -= len(parts[-1])
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise translated(error, f"{path}/{name}") from error
+    return b"".join(parts)
+
+
+def _escaped(record: bytes) -> str:
+    return record[:200].decode("utf-8", "backslashreplace")

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which processes there are and were: what was read while they lived, for the time after."""
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from triaged.errors import Gone, KernelError, NotPermitted
+from triaged.kernel.build_info import BuildInfoCache
+from triaged.kernel.go_module import read_package_in
+from triaged.kernel.paths import KernelPaths
+from triaged.kernel.process import pids, read_ci_job, read_exe, read_process, read_start_ticks
+from triaged.model.process import ProcessIdentity, WorkloadMatch
+from triaged.model.workload import PackageFrom, WorkloadDefinition, match_workload
+
+
+class ProcessTable:
+    """Processes by pid, the newest `cap` of them; what was forgotten for lack of room is counted in `forgotten`.
+
+    Live processes of workloads are kept apart from the rest (`workload_processes`), at most `cap` too.
+    `unreadable_programs` counts executables that were no sound ELF files; `unreadable_processes` are those whose
+    executable the last look through /proc might not read.
+    """
+
+    def __init__(self, paths: KernelPaths, workloads: Sequence[WorkloadDefinition], cap: int = 4096) -> None:
+        self._paths = paths
+        self._definitions = tuple(workloads)
+        self._cap = cap
+        self._known: OrderedDict[int, ProcessIdentity] = OrderedDict()
+        self._live: dict[int, ProcessIdentity] = {}
+        self._build_infos = BuildInfoCache()
+        self.forgotten = 0
+        self.unreadable_programs = 0
+        self.unreadable_processes = 0
+
+    def may_be_workload(self, exe: str) -> bool:
+        """Whether some workload has executables of that name. Cheap: asked for every exec."""
+        return any(pattern.matches_exe(exe) for definition in self._definitions for pattern in definition.processes)
+
+    def read(self, pid: int) -> ProcessIdentity:
+        """A live process, with its workload and CI job; remembers it.
+
+        Raises: Gone, NotPermitted, Malformed.
+        """
+        identity = self._recognised(read_process(self._paths, pid))
+        known = self._known.get(pid)
+        if known is not None and known.start_ticks == identity.start_ticks and not identity.exe:
+            return known  # a zombie: its start time is all that is left of it
+        self.remember(identity)
+        return identity
+
+    def identify(self, pid: int) -> ProcessIdentity | None:
+        """Who a pid is: as /proc has it now, else as it was last known; None where it was never seen.
+
+        A pid that was reused meanwhile gives the new process: compare what the event says of it (see `last_known`).
+        """
+        try:
+            return self.read(pid)
+        except KernelError:
+            return self._known.get(pid)
+
+    def last_known(self, pid: int) -> ProcessIdentity | None:
+        """What was last read of a pid, without looking again."""
+        return self._known.get(pid)
+
+    def remember(self, identity: ProcessIdentity) -> None:
+        """Keeps an identity; the least recently remembered one makes room."""
+        self._known[identity.pid] = identity
+        self._known.move_to_end(identity.pid)
+        if len(self._known) > self._cap:
+            self._known.popitem(last=False)
+            self.forgotten += 1
+        if identity.workload is None:
+            self._live.pop(identity.pid, None)
+        elif identity.pid in self._live or len(self._live) < self._cap:
+            self._live[identity.pid] = identity
+        else:
+            self.forgotten += 1
+
+    def workload_processes(self) -> list[ProcessIdentity]:
+        """The processes of workloads that live as far as is known."""
+        return list(self._live.values())
+
+    def ended(self, identity: ProcessIdentity) -> None:
+        """Takes note that a process of a workload ended; what was read of it is kept."""
+        live = self._live.get(identity.pid)
+        if live is not None and live.start_ticks == identity.start_ticks:
+            del self._live[identity.pid]
+
+    def rescan(self) -> list[ProcessIdentity]:
+        """Looks through all of /proc for processes of workloads; those found. Blocking, about 10 µs a process.
+
+        Raises: InterfaceMissing or NotPermitted where /proc cannot be listed.
+        """
+        return [identity for identity in self.rescan_steps() if identity is not None]
+
+    def rescan_steps(self) -> Iterator[ProcessIdentity | None]:
+        """As `rescan`, one process a step (None: of no workload), so that the caller can let others run in between.
+
+        Raises: as `rescan`.
+        """
+        self.unreadable_processes = 0
+        for pid in pids(self._paths):
+            # exe alone tells nearly all apart: a third of the cost of reading cmdline as well (measured on 6.18).
+            try:
+                found = self.read(pid) if self.may_be_workload(read_exe(self._paths, pid)) else None
+            except NotPermitted:
+                self.unreadable_processes += 1
+                found = None
+            except KernelError:
+                found = None
+            yield found if found and found.workload else None
+
+    def forget_dead(self) -> list[ProcessIdentity]:
+        """Looks at each live process of a workload again; those that ended. Blocking, about 15 µs a process."""
+        ended = [identity for identity in self.workload_processes() if not self.is_alive(identity)]
+        for identity in ended:
+            self.ended(identity)
+        return ended
+
+    def is_alive(self, identity: ProcessIdentity) -> bool:
+        """Whether exactly this process still exists (a zombie does)."""
+        try:
+            return read_start_ticks(self._paths, identity.pid) == identity.start_ticks
+        except Gone:
+            return False
+        except KernelError:
+            return True
+
+    def _recognised(self, identity: ProcessIdentity) -> ProcessIdentity:
+        match = match_workload(self._definitions, identity.exe, identity.argv) if identity.exe else None
+        if match is None:
+            return identity
+        definition, pattern = match
+        package = toolchain = ""
+        if pattern.package_from is PackageFrom.GO_BUILD_INFO:
+            package, toolchain = self._go_package(identity.pid)
+        return replace(
+            identity,
+            workload=WorkloadMatch(definition.name, pattern.role, package, toolchain),
+            ci_job=read_ci_job(self._paths, identity.pid),
+        )
+
+    def _go_package(self, pid: int) -> tuple[str, str]:
+        package = toolchain = ""
+        try:
+            info = self._build_infos.read(f"{self._paths.proc}/{pid}/exe")
+            if info is not None:
+                package, toolchain = info.tested_package, info.go_version
+            # Built from a list of files, the binary calls itself command-line-arguments.
+            if info is not None and not package:
+                package = read_package_in(self._paths, pid)
+        except Gone:
+            raise
+        except KernelError:
+            self.unreadable_programs += 1
+        return package, toolchain
