@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+# Sourced after system-packages.sh, in the root of the tree: find_python, make_venv.
+
+# find_python: sets $python to an interpreter that is new enough and can make virtual environments, or says what is missing.
+find_python() {
+    python=${PYTHON:-python3}
+    if ! command -v "$python" >/dev/null; then
+        need_packages "running Python" python3 python3-venv || return 1
+    fi
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+        echo "${0##*/}: $("$python" --version) is too old: triaged needs 3.10 (set PYTHON to another interpreter)" >&2
+        return 1
+    }
+    # Debian keeps the part of venv that brings pip in a package of its own.
+    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        need_packages "a virtual environment" python3-venv || return 1
+    fi
+}
+
+install_locked() {
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes "$@"
+}
+
+# make_venv NAME: brings .venv up to requirements/NAME.txt. Every file that pip takes must have one of the hashes in the lock.
+make_venv() {
+    name=$1
+    wanted="$("$python" -VV) $PWD $(cat requirements/build.txt "requirements/$name.txt" | sha256sum)"
+    stamp=.venv/$name.installed
+    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+        return 0
+    fi
+    # Of another Python, moved, or left half-way: made anew. Otherwise what is missing is added.
+    if ! [ -x .venv/bin/python ] || [ "$(cat .venv/python.installed 2>/dev/null)" != "$("$python" -VV) $PWD" ]; then
+        echo "${0##*/}: making the virtual environment .venv" >&2
+        rm -rf .venv
+        "$python" -m venv .venv
+    fi
+    echo "${0##*/}: installing requirements/$name.txt into .venv" >&2
+    install_locked --requirement requirements/build.txt
+    install_locked --no-build-isolation --requirement "requirements/$name.txt"
+    # The tree itself, as it is: no copy that could be older than what is edited.
+    site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    echo "$PWD/daemon" >"$site/triaged.pth"
+    for program in triaged triagectl; do
+        sed "1s|.*|#!$PWD/.venv/bin/python|" "packaging/bin/$program" >".venv/bin/$program"
+        chmod 755 ".venv/bin/$program"
+    done
+    echo "$("$python" -VV) $PWD" >.venv/python.installed
+    echo "$wanted" >"$stamp"
+}
