@@ -143,6 +143,7 @@ class SeccompTally:
         self._cap = cap
         self._pids_each = pids_each
         self._groups: dict[tuple[object, ...], SeccompGroup] = {}
+        self._fresh: set[int] = set()
         self.records = 0
         self.malformed = 0
         self.left_out = 0
@@ -173,8 +174,11 @@ class SeccompTally:
                 return
             group = self._groups[key] = SeccompGroup(record)
         group.records += 1
-        if pid in group.pids or len(group.pids) < self._pids_each:
+        if pid in group.pids:
             group.pids[pid] += 1
+        elif len(group.pids) < self._pids_each:
+            group.pids[pid] = 1
+            self._fresh.add(pid)
         else:
             group.others += 1
 
@@ -183,6 +187,11 @@ class SeccompTally:
         groups = list(self._groups.values())
         self._groups = {}
         return groups
+
+    def take_fresh_pids(self) -> set[int]:
+        """The pids that groups took in since the last call: to be looked at while they live."""
+        fresh, self._fresh = self._fresh, set()
+        return fresh
 
     def _parsed(self, payload: bytes) -> SeccompRecord | None:
         try:

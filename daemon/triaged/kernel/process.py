@@ -5,12 +5,14 @@ Facts that shape this module:
 - A pid may be reused between two reads. An open descriptor of /proc/PID is not: after the process ended, every read
   below it fails with ESRCH (proc_pid_make_inode keeps the struct pid). So each process is opened once.
 - comm, argv and the environment are bytes that the process chose; comm may hold ')', newlines and half a character.
+- Once a process is exiting, the version 1 hierarchies show "/" for it, whatever its cgroup was (proc_cgroup_show).
 - exe of a zombie or a kernel thread does not exist; of another user's process it cannot be read without CAP_SYS_PTRACE.
 """
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from triaged.errors import Malformed, NotPermitted
 from triaged.kernel.ci_environment import parse_ci_job
@@ -24,6 +26,7 @@ _CGROUP_CAP = 1 << 17  # a path is at most 4096 bytes, there are at most some 16
 _ARGV_CAP = 2048  # what is kept for each of thousands of processes; the first arguments tell what it is
 _ENVIRONMENT_CAP = 1 << 18
 _DELETED = " (deleted)"
+_PF_EXITING = 0x4
 
 
 def read_process(paths: KernelPaths, pid: int) -> ProcessIdentity:
@@ -35,17 +38,14 @@ def read_process(paths: KernelPaths, pid: int) -> ProcessIdentity:
     path = f"{paths.proc}/{pid}"
     directory = _open(path)
     try:
-        comm, ppid, start_ticks = parse_stat(_read(directory, path, "stat", _STAT_CAP), f"{path}/stat")
-        return ProcessIdentity(
-            pid=pid,
-            start_ticks=start_ticks,
-            ppid=ppid,
-            uid=parse_real_uid(_read(directory, path, "status", _STATUS_CAP), f"{path}/status"),
-            comm=comm,
-            exe=_read_exe(directory, path),
-            argv=parse_argv(_read(directory, path, "cmdline", _ARGV_CAP + 1)),
-            cgroups=parse_cgroups(_read(directory, path, "cgroup", _CGROUP_CAP), f"{path}/cgroup"),
-        )
+        uid = parse_real_uid(_read(directory, path, "status", _STATUS_CAP), f"{path}/status")
+        exe = _read_exe(directory, path)
+        argv = parse_argv(_read(directory, path, "cmdline", _ARGV_CAP + 1))
+        cgroups = parse_cgroups(_read(directory, path, "cgroup", _CGROUP_CAP), f"{path}/cgroup")
+        stat = parse_stat(_read(directory, path, "stat", _STAT_CAP), f"{path}/stat")  # last: it says whether the rest holds
+        if stat.is_exiting and len(cgroups) > 1:
+            cgroups = {}
+        return ProcessIdentity(pid, stat.start_ticks, stat.ppid, uid, stat.comm, exe, argv, cgroups)
     finally:
         os.close(directory)
 
@@ -71,7 +71,7 @@ def read_start_ticks(paths: KernelPaths, pid: int) -> int:
     path = f"{paths.proc}/{pid}"
     directory = _open(path)
     try:
-        return parse_stat(_read(directory, path, "stat", _STAT_CAP), f"{path}/stat")[2]
+        return parse_stat(_read(directory, path, "stat", _STAT_CAP), f"{path}/stat").start_ticks
     finally:
         os.close(directory)
 
@@ -104,8 +104,17 @@ def pids(paths: KernelPaths) -> Iterator[int]:
     return (int(name) for name in names if name.isdecimal() and name.isascii())
 
 
-def parse_stat(record: bytes, path: str = "stat") -> tuple[str, int, int]:
-    """comm, parent pid and start time (clock ticks since boot) from a /proc/PID/stat.
+class ProcessStat(NamedTuple):
+    """What is used of a /proc/PID/stat. `start_ticks`: clock ticks since boot."""
+
+    comm: str
+    ppid: int
+    is_exiting: bool
+    start_ticks: int
+
+
+def parse_stat(record: bytes, path: str = "stat") -> ProcessStat:
+    """The fields 2, 4, 9 and 22 of a /proc/PID/stat.
 
     Raises: Malformed.
     """
@@ -115,7 +124,8 @@ def parse_stat(record: bytes, path: str = "stat") -> tuple[str, int, int]:
     if begin < 0 or end < begin or len(fields) < 20:
         raise Malformed(path, _escaped(record))
     try:
-        return record[begin + 1 : end].decode("utf-8", "surrogateescape"), int(fields[1]), int(fields[19])
+        comm = record[begin + 1 : end].decode("utf-8", "surrogateescape")
+        return ProcessStat(comm, int(fields[1]), bool(int(fields[6]) & _PF_EXITING), int(fields[19]))
     except ValueError as error:
         raise Malformed(path, _escaped(record)) from error
 

@@ -60,6 +60,18 @@ class ProcessTable:
         except KernelError:
             return self._known.get(pid)
 
+    def look_again(self, pid: int) -> None:
+        """Reads a process that an event spoke of, if it lives and was not read since its last exec.
+
+        The exec that made it what it is may have been in a burst, so a known process is compared by its executable.
+        """
+        known = self._known.get(pid)
+        try:
+            if known is None or read_exe(self._paths, pid) != known.exe:
+                self.read(pid)
+        except KernelError:
+            return  # gone: what is known of it stays
+
     def last_known(self, pid: int) -> ProcessIdentity | None:
         """What was last read of a pid, without looking again."""
         return self._known.get(pid)
@@ -77,6 +89,17 @@ class ProcessTable:
             self._live[identity.pid] = identity
         else:
             self.forgotten += 1
+
+    def remember_killed(self, pid: int, parent: int, may_look: bool = True) -> None:
+        """Takes note that a signal ended a process. Of one that was never read (it lived too short, or it only forked) the
+        parent's cgroup is taken: a child is born into it. An unknown parent is looked up if `may_look`.
+        """
+        known = self._known.get(pid) or ProcessIdentity(pid=pid)
+        if known.cgroups:
+            return
+        origin = self._known.get(parent) or (self.identify(parent) if may_look else None)
+        if origin is not None:
+            self.remember(replace(known, ppid=parent, cgroups=origin.cgroups))
 
     def workload_processes(self) -> list[ProcessIdentity]:
         """The processes of workloads that live as far as is known."""

@@ -17,12 +17,16 @@ from triaged.model.requirement import ParameterRequirement, PlacementRequirement
 
 @dataclass(frozen=True)
 class ParameterFacts:
-    """One kernel parameter and what a policy wants of it. `path` is its file below /proc/sys."""
+    """One kernel parameter and what a policy wants of it. `path` is its file below /proc/sys.
+
+    `is_missing`: this kernel has no such parameter (`value` is then Unknown, as it is where it may not be read).
+    """
 
     key: str
     path: str
     value: str | Unknown
     requirement: ParameterRequirement
+    is_missing: bool = False
     time_usec: int = 0
 
 
@@ -127,6 +131,16 @@ class PlacementFacts:
 
 
 @dataclass(frozen=True)
+class ExitFacts:
+    """A process of a workload that a signal ended, whoever sent it. `dumped_core` is the kernel's word for it."""
+
+    process: ProcessIdentity
+    signal: int
+    dumped_core: bool = False
+    time_usec: int = 0
+
+
+@dataclass(frozen=True)
 class SubjectGone:
     """A cgroup (`cgroup`) or process (`process`) that findings may be about no longer exists."""
 
@@ -135,4 +149,4 @@ class SubjectGone:
     time_usec: int = 0
 
 
-Fact = Union[ParameterFacts, ResourceLimitFacts, PidsFacts, OomFacts, SeccompFacts, PlacementFacts, SubjectGone]
+Fact = Union[ParameterFacts, ResourceLimitFacts, PidsFacts, OomFacts, SeccompFacts, PlacementFacts, ExitFacts, SubjectGone]
