@@ -42,8 +42,8 @@ DISK_MIB = 4096
 MASKED_UNITS = (
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
     "fstrim.timer", "logrotate.timer", "man-db.timer", "getty@tty1.service", "serial-getty@ttyS0.service",
-    "systemd-networkd.service", "systemd-networkd.socket", "systemd-networkd-wait-online.service", "systemd-timesyncd.service", "systemd-firstboot.service",
-    "systemd-pstore.service",
+    "systemd-firstboot.service", "systemd-networkd.service", "systemd-networkd.socket", "systemd-networkd-wait-online.service",
+    "systemd-pstore.service", "systemd-timesyncd.service",
 )
 # Run inside after the first boot: what most tests touch is then in the page cache of the snapshot.
 WARM_UP = """
