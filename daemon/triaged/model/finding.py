@@ -33,7 +33,8 @@ class Finding:
     """One finding as it stands. Times in µs since the epoch; `count` is how often it happened.
 
     `subject` is the subject's `as_dict()`: a finding outlives the objects that it was made from.
-    `owner_uid` is the user whose private matter the subject is, or None.
+    `owner_uid` is the user whose private matter the subject is, or None. `pid` is a process that it happened to (0: not known).
+    `expires_after_s` ends an open finding that was not seen again for so long (0: never).
     """
 
     identifier: str
@@ -52,7 +53,18 @@ class Finding:
     fixes: tuple[Fix, ...] = ()
     references: tuple[str, ...] = ()
     reason: str = ""
+    pid: int = 0
+    expires_after_s: int = 0
     extra: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_open(self) -> bool:
+        return self.state is State.OPEN
+
+    @property
+    def expires_at_usec(self) -> int | None:
+        """When an open finding ends if it is not seen again, µs since the epoch; None: it does not expire."""
+        return self.last_seen_usec + self.expires_after_s * 1_000_000 if self.is_open and self.expires_after_s else None
 
     def as_json(self) -> dict[str, Any]:
         """The finding as `--json` prints it."""

@@ -66,17 +66,24 @@ class CgroupSubject:
 class ProcessSubject:
     """A process, or all processes of one program in one cgroup (`by_program`: identity by exe and cgroup, not by pid).
 
+    `by_workload`: all processes of its workload in one cgroup (a test binary has another path in every run).
     `scope` tells findings of one rule about the same process apart (a syscall name, a resource limit), or is "".
     """
 
     process: ProcessIdentity
     by_program: bool = False
+    by_workload: bool = False
     scope: str = ""
 
     @property
     def key(self) -> str:
         who = self.process
-        name = f"program:{who.exe or who.comm}@{who.cgroup}" if self.by_program else f"process:{who.pid}.{who.start_ticks}"
+        if self.by_workload and who.workload:
+            name = f"workload:{who.workload.workload}@{who.cgroup}"
+        elif self.by_program:
+            name = f"program:{who.exe or who.comm}@{who.cgroup}"
+        else:
+            name = f"process:{who.pid}.{who.start_ticks}"
         return f"{name}#{self.scope}" if self.scope else name
 
     @property

@@ -53,7 +53,7 @@ class Evidence:
 class Problem:
     """Something is wrong. `occurrences` is how often it happened since the last verdict (>= 1).
 
-    `severity` overrides the rule's own.
+    `severity` overrides the rule's own. `pid` is a process that it happened to, where the subject is none (0: not known).
     """
 
     subject: Subject
@@ -62,6 +62,7 @@ class Problem:
     fixes: Sequence[Fix] = ()
     occurrences: int = 1
     severity: Severity | None = None
+    pid: int = 0
     time_usec: int = 0
 
 

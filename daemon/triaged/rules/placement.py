@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workload processes that run in a part of the cgroup tree where the policy does not want them."""
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from triaged.model.cgroup import CgroupId, container_of, is_user_manager
+from triaged.model.facts import PlacementFacts
+from triaged.model.fix import Fix, ManualStep, SetUnitSetting
+from triaged.model.quoting import shown
+from triaged.model.subject import ProcessSubject
+from triaged.model.verdict import Evidence, Fine, Kind, Problem, Severity, Undecided, Verdict
+from triaged.rules.rule import rule
+
+
+@rule(
+    "placement.forbidden-slice", on=PlacementFacts, severity=Severity.WARNING, kind=Kind.RISK, expires_after_s=86400,
+    references=("man:systemd.slice(5)", "man:systemd-run(1)", "man:systemd.special(7)"),
+)
+def forbidden_slice(facts: PlacementFacts) -> Verdict:
+    """A workload's process runs in a slice that the policy forbids for it.
+
+    Tests in the root slice, in init.scope or among the system's services share their limits and their fate with them: they
+    can starve a service, or be starved by its limits, and nobody accounts for them. systemd has no default.slice of its own:
+    where there is one, a unit file, a runner or a person made it. A process inherits the cgroup of the process that started it;
+    starting the run in a scope of its own (systemd-run --scope --slice=...) puts all of it where it belongs.
+    """
+    subject = ProcessSubject(facts.process, by_workload=True)
+    path = facts.process.cgroup
+    if not path:
+        return Undecided(subject, "the process's cgroup is not known")
+    wanted = facts.requirement
+    cgroup = CgroupId(path)
+    if container_of(path):
+        return Fine(subject, "it runs in a container of its own")
+    where = shown(cgroup.unit) if cgroup.unit == "init.scope" else shown(cgroup.slice)
+    if not any(fnmatchcase(name, pattern) for name in (cgroup.slice, cgroup.unit) for pattern in wanted.forbidden_slices):
+        return Fine(subject, f"policy {wanted.policy} does not mind {where}")
+    if any(fnmatchcase(cgroup.unit, pattern) for pattern in wanted.allowed_units):
+        return Fine(subject, f"policy {wanted.policy} allows {shown(cgroup.unit)}")
+    who, when = facts.process, facts.time_usec
+    workload = who.workload.workload if who.workload else ", ".join(wanted.workloads)
+    unit = f", unit {shown(cgroup.unit)}" if cgroup.unit and cgroup.unit not in (cgroup.slice, where) else ""
+    better = f"; policy {wanted.policy} wants it in {wanted.preferred_slice}" if wanted.preferred_slice else ""
+    evidence = [
+        Evidence("cgroup", shown(path, 400), f"/proc/{who.pid}/cgroup", when),
+        Evidence("slice", shown(cgroup.slice), f"/proc/{who.pid}/cgroup", when),
+        Evidence("forbidden by policy " + wanted.policy, ", ".join(wanted.forbidden_slices), wanted.origin, when),
+        Evidence("why", wanted.why, wanted.origin, when),
+    ]
+    if facts.slice_origin:
+        evidence.append(Evidence("slice comes from", shown(facts.slice_origin, 1000), facts.slice_origin, when))
+    fixes: tuple[Fix, ...] = ()
+    if wanted.preferred_slice:
+        slice_option = f"--slice={wanted.preferred_slice}"
+        fixes = (
+            ManualStep(
+                "own-scope", f"start the next run in a scope of its own in {wanted.preferred_slice}",
+                (("systemd-run", "--scope", slice_option, *(tuple(who.argv[:1]) or ("go",)), "..."),),
+            ),
+        )
+        if cgroup.unit.endswith(".service") and not is_user_manager(path):
+            risk = "the unit's next start brings it; a restart ends what runs in it"
+            fixes += (SetUnitSetting(cgroup.unit, "Slice", wanted.preferred_slice, risk),)
+    return Problem(
+        subject, f"{workload} runs in {where}{unit}, which policy {wanted.policy} forbids{better}", tuple(evidence), fixes,
+        severity=wanted.severity, pid=who.pid, time_usec=when,
+    )
