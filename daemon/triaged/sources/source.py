@@ -41,6 +41,8 @@ class Source(ABC):
     """
 
     name: ClassVar[str]
+    # Whether a whole snapshot() costs next to nothing, so that whoever asks for a fresh look may wait for it.
+    is_cheap_to_read: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.counters: dict[str, int] = {}
