@@ -281,6 +281,8 @@ def ensure_image(suite: str) -> Snapshot:
         name = f"image-{suite}-{image_key(suite)}"
         directory = cache / name
         if not directory.exists():
+            for left_over in [*cache.glob("unfinished-*"), *cache.glob("tmp*")]:  # of a builder that was killed
+                shutil.rmtree(left_over, ignore_errors=True)
             begun = time.monotonic()
             with tempfile.TemporaryDirectory(prefix=f"unfinished-{suite}-", dir=cache) as scratch:
                 unfinished = Snapshot(suite, Path(scratch) / name)
