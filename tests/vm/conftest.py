@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures: a Debian 12 and a Debian 13 that booted, the same with triaged installed and running, and throw-away machines of both.
 
-A machine that does not boot or answer fails the test with its console; only a system that cannot run one at all skips, and says why.
+A machine that does not boot or answer fails the test with its console; only where none can run at all it skips, and says why.
 """
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from hardware import Snapshot  # noqa: E402
-from image import ROOT, SUITES, why_not  # noqa: E402
-from machine import Machine, derive, ensure_image, restore  # noqa: E402
-from package import INSIDE, PACKAGE  # noqa: E402
+from hardware import Snapshot
+from image import ROOT, SUITES, why_not
+from machine import Machine, derive, ensure_image, restore
+from package import INSIDE, PACKAGE
 
 
 @pytest.fixture(scope="session", params=SUITES)

@@ -8,10 +8,10 @@ from machine import Machine
 from package import INSIDE
 
 # Where a package may leave something, without what every dpkg run and every boot touches.
-SNAPSHOT_OF_FILES = r"""
-find / -xdev \( -path /proc -o -path /sys -o -path /run -o -path /dev -o -path /tmp -o -path /var/tmp -o -path /var/log -o -path /root \
-    -o -path /var/lib/dpkg -o -path /var/lib/systemd/timers -o -path /var/cache -o -path /srv \) -prune -o -print | sort
-"""
+SNAPSHOT_OF_FILES = (
+    r"find / -xdev \( -path /proc -o -path /sys -o -path /run -o -path /dev -o -path /tmp -o -path /var/tmp -o -path /var/log "
+    r"-o -path /root -o -path /var/lib/dpkg -o -path /var/lib/systemd/timers -o -path /var/cache -o -path /srv \) -prune -o -print"
+)
 
 
 def test_installing_enables_and_starts_nothing_and_a_purge_leaves_nothing(bare: Machine, deb: Path) -> None:
@@ -26,7 +26,7 @@ def test_installing_enables_and_starts_nothing_and_a_purge_leaves_nothing(bare: 
     bare.run("dpkg --remove triaged", timeout=120)
     assert bare.run("systemctl is-active triaged", check=False).out.strip() == "inactive"
     assert bare.run("pgrep -u triaged", check=False).out == ""
-    assert bare.run("ls -d /etc/triaged/triaged.toml.d/mine.toml /var/lib/triaged").status == 0, "only a purge removes what was written"
+    bare.run("ls -d /etc/triaged/triaged.toml.d/mine.toml /var/lib/triaged")  # only a purge removes what was written
 
     bare.run("dpkg --purge triaged", timeout=120)
     after = set(bare.run(SNAPSHOT_OF_FILES).out.splitlines())
