@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+# Made from triagectl's command line by 'triagectl completion bash'; do not edit.
+
+# What a command takes: its commands, its options, and what stands in its places.
+_triagectl_spec()
+{
+    children="" options="" places=""
+    case $1 in
+        "") children="scan status list show watch log rules completion" options="-h --help --version --bus --color" places="" ;;
+        "scan") children="" options="-h --help --policy --strict --json --bus --color" places="" ;;
+        "status") children="" options="-h --help --json --bus --color" places="" ;;
+        "list") children="" options="-h --help --state --kind --severity --rule --unit -q --quiet --json --bus --color" places="" ;;
+        "show") children="" options="-h --help --json --bus --color" places="@findings" ;;
+        "watch") children="" options="-h --help -n --number --json --bus --color" places="" ;;
+        "log") children="" options="-h --help --finding --rule --since -n --lines -f --follow -x --explain --json --bus --color" places="@units" ;;
+        "rules") children="" options="-h --help -q --quiet --json --bus --color" places="@rules" ;;
+        "completion") children="" options="-h --help --bus --color" places="bash+zsh+fish" ;;
+    esac
+}
+
+# What an option of a command takes; nothing set where it takes no value.
+_triagectl_value()
+{
+    offer=""
+    case $1:$2 in
+        ":--bus") offer="system+session" ;;
+        ":--color") offer="auto+always+never" ;;
+        "scan:--policy") offer="@nothing" ;;
+        "scan:--bus") offer="system+session" ;;
+        "scan:--color") offer="auto+always+never" ;;
+        "status:--bus") offer="system+session" ;;
+        "status:--color") offer="auto+always+never" ;;
+        "list:--state") offer="open+fixed+resolved+dismissed+expired+all" ;;
+        "list:--kind") offer="hit+headroom+risk" ;;
+        "list:--severity") offer="critical+error+warning+notice+info" ;;
+        "list:--rule") offer="@rules" ;;
+        "list:--unit") offer="@units" ;;
+        "list:--bus") offer="system+session" ;;
+        "list:--color") offer="auto+always+never" ;;
+        "show:--bus") offer="system+session" ;;
+        "show:--color") offer="auto+always+never" ;;
+        "watch:-n"|"watch:--number") offer="@nothing" ;;
+        "watch:--bus") offer="system+session" ;;
+        "watch:--color") offer="auto+always+never" ;;
+        "log:--finding") offer="@findings" ;;
+        "log:--rule") offer="@rules" ;;
+        "log:--since") offer="@nothing" ;;
+        "log:-n"|"log:--lines") offer="@nothing" ;;
+        "log:--bus") offer="system+session" ;;
+        "log:--color") offer="auto+always+never" ;;
+        "rules:--bus") offer="system+session" ;;
+        "rules:--color") offer="auto+always+never" ;;
+        "completion:--bus") offer="system+session" ;;
+        "completion:--color") offer="auto+always+never" ;;
+    esac
+}
+
+# Fills COMPREPLY with what fits: words joined by +, or a @kind that is looked up now.
+_triagectl_offer()
+{
+    local found="" word
+    case $1 in
+        @findings) found=$("$program" list --quiet --state all 2>/dev/null) ;;
+        @rules) found=$("$program" rules --quiet 2>/dev/null) ;;
+        @units) found=$(systemctl list-units --all --full --plain --no-legend --no-pager 2>/dev/null | cut -d' ' -f1) ;;
+        @pids) found=$(cd /proc && printf '%s\n' [0-9]*) ;;
+        @files) mapfile -t COMPREPLY < <(compgen -f -- "$2"); compopt -o filenames 2>/dev/null; return ;;
+        @directories) mapfile -t COMPREPLY < <(compgen -d -- "$2"); compopt -o filenames 2>/dev/null; return ;;
+        @*) ;;
+        *) found=${1//+/$'
+'} ;;
+    esac
+    # Not compgen -W: it would expand what a unit's name contains.
+    while IFS= read -r word; do
+        [[ -n $word && $word == "$2"* ]] && printf -v word %q "$word" && COMPREPLY+=("$word")
+    done <<<"$found"
+}
+
+_triagectl()
+{
+    local program=${COMP_WORDS[0]} current=${COMP_WORDS[COMP_CWORD]} path="" place=0 index word waiting=""
+    local children options places offer
+    COMPREPLY=()
+    _triagectl_spec ""
+    for ((index = 1; index < COMP_CWORD; index++)); do
+        word=${COMP_WORDS[index]}
+        if [[ $word == "=" ]]; then
+            continue
+        elif [[ -n $waiting ]]; then
+            waiting=""
+        elif [[ $word == -* ]]; then
+            _triagectl_value "$path" "$word"
+            waiting=$offer
+        elif [[ " $children " == *" $word "* ]]; then
+            path=${path:+$path }$word
+            _triagectl_spec "$path"
+        else
+            place=$((place + 1))
+        fi
+    done
+    [[ $current == "=" ]] && current=""
+    if [[ -n $waiting ]]; then
+        _triagectl_offer "$waiting" "$current"
+    elif [[ $current == -* ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "$options" -- "$current")
+    elif [[ -n $children ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "$children" -- "$current")
+    else
+        local -a each
+        read -r -a each <<<"$places"
+        [[ ${#each[@]} -gt 0 && $place -lt ${#each[@]} ]] && _triagectl_offer "${each[place]}" "$current"
+    fi
+    return 0
+}
+complete -F _triagectl triagectl

@@ -1,0 +1,161 @@
+#compdef triagectl
+# SPDX-License-Identifier: Apache-2.0
+# Made from triagectl's command line by 'triagectl completion zsh'; do not edit.
+
+_triagectl__findings() {
+    local -a found
+    found=(${(f)"$(_call_program findings triagectl list --quiet --state all 2>/dev/null)"})
+    compadd -a found
+}
+
+_triagectl__rules() {
+    local -a found
+    found=(${(f)"$(_call_program rules triagectl rules --quiet 2>/dev/null)"})
+    compadd -a found
+}
+
+_triagectl__units() {
+    local -a found
+    found=(${${(f)"$(_call_program units systemctl list-units --all --full --plain --no-legend --no-pager 2>/dev/null)"}%% *})
+    compadd -a found
+}
+
+_triagectl_completion() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--bus=[the message bus where the daemon is\: system, session, or an address (default\: $TRIAGED_BUS, else system)]:bus:(system session)' \
+        '--color=[colours\: auto (on a terminal, unless $NO_COLOR is set), always, never]:when:(auto always never)' \
+        ':shell:(bash zsh fish)'
+}
+
+_triagectl_rules() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '(-q --quiet)-q[print only the names of the rules]' \
+        '(-q --quiet)--quiet[print only the names of the rules]' \
+        '--json[print JSON]' \
+        '--bus=[the message bus where the daemon is\: system, session, or an address (default\: $TRIAGED_BUS, else system)]:bus:(system session)' \
+        '--color=[colours\: auto (on a terminal, unless $NO_COLOR is set), always, never]:when:(auto always never)' \
+        ':rule:_triagectl__rules'
+}
+
+_triagectl_log() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--finding=[only what is about this finding]:id:_triagectl__findings' \
+        '--rule=[only what this rule found]:rule:_triagectl__rules' \
+        '--since=[not older than this, as for journalctl\: today, --since=-1h, ...]:time: ' \
+        '(-n --lines)-n[only the last N entries]:n: ' \
+        '(-n --lines)--lines=[only the last N entries]:n: ' \
+        '(-f --follow)-f[go on with new entries as they come]' \
+        '(-f --follow)--follow[go on with new entries as they come]' \
+        '(-x --explain)-x[add the message catalog'\''s explanation to each entry]' \
+        '(-x --explain)--explain[add the message catalog'\''s explanation to each entry]' \
+        '--json[print each entry'\''s journal fields as JSON, one entry a line]' \
+        '--bus=[the message bus where the daemon is\: system, session, or an address (default\: $TRIAGED_BUS, else system)]:bus:(system session)' \
+        '--color=[colours\: auto (on a terminal, unless $NO_COLOR is set), always, never]:when:(auto always never)' \
+        ':unit:_triagectl__units'
+}
+
+_triagectl_watch() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '(-n --number)-n[end after N findings]:n: ' \
+        '(-n --number)--number=[end after N findings]:n: ' \
+        '--json[print JSON, one finding a line]' \
+        '--bus=[the message bus where the daemon is\: system, session, or an address (default\: $TRIAGED_BUS, else system)]:bus:(system session)' \
+        '--color=[colours\: auto (on a terminal, unless $NO_COLOR is set), always, never]:when:(auto always never)'
+}
+
+_triagectl_show() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--json[print JSON]' \
+        '--bus=[the message bus where the daemon is\: system, session, or an address (default\: $TRIAGED_BUS, else system)]:bus:(system session)' \
+        '--color=[colours\: auto (on a terminal, unless $NO_COLOR is set), always, never]:when:(auto always never)' \
+        ':id:_triagectl__findings'
+}
+
+_triagectl_list() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--state=[in which state (default\: open)]:state:(open fixed resolved dismissed expired all)' \
+        '--kind=[of which kind]:kind:(hit headroom risk)' \
+        '--severity=[this severe or worse]:severity:(critical error warning notice info)' \
+        '--rule=[found by this rule]:rule:_triagectl__rules' \
+        '--unit=[about this systemd unit]:unit:_triagectl__units' \
+        '(-q --quiet)-q[print only the ids]' \
+        '(-q --quiet)--quiet[print only the ids]' \
+        '--json[print JSON, in the shape of '\''triagectl scan --json'\'']' \
+        '--bus=[the message bus where the daemon is\: system, session, or an address (default\: $TRIAGED_BUS, else system)]:bus:(system session)' \
+        '--color=[colours\: auto (on a terminal, unless $NO_COLOR is set), always, never]:when:(auto always never)'
+}
+
+_triagectl_status() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--json[print JSON]' \
+        '--bus=[the message bus where the daemon is\: system, session, or an address (default\: $TRIAGED_BUS, else system)]:bus:(system session)' \
+        '--color=[colours\: auto (on a terminal, unless $NO_COLOR is set), always, never]:when:(auto always never)'
+}
+
+_triagectl_scan() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--policy=[judge by this policy, not the configured ones; may be given again]:name: ' \
+        '--strict[exit status 2 also where any source could not look fully]' \
+        '--json[print JSON\: {"findings"\: \[...\], "sources"\: \[...\]}]' \
+        '--bus=[the message bus where the daemon is\: system, session, or an address (default\: $TRIAGED_BUS, else system)]:bus:(system session)' \
+        '--color=[colours\: auto (on a terminal, unless $NO_COLOR is set), always, never]:when:(auto always never)'
+}
+
+_triagectl() {
+    local curcontext="$curcontext" state line
+    local -a commands
+    commands=(
+        'scan:look once at this machine, without the daemon'
+        'status:how the daemon and its sources stand'
+        'list:the findings of the daemon'
+        'show:one finding with its evidence and fixes'
+        'watch:print findings as they come'
+        'log:what the journal says of a unit'\''s findings'
+        'rules:what triaged can find\: the rule manual'
+        'completion:print the completion script of a shell'
+    )
+    _arguments -C -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--version[show program'\''s version number and exit]' \
+        '--bus=[the message bus where the daemon is\: system, session, or an address (default\: $TRIAGED_BUS, else system)]:bus:(system session)' \
+        '--color=[colours\: auto (on a terminal, unless $NO_COLOR is set), always, never]:when:(auto always never)' \
+        '1:command:->command' \
+        '*::argument:->argument'
+    case $state in
+        command) _describe -t commands command commands ;;
+        argument)
+            case $line[1] in
+                scan) _triagectl_scan ;;
+                status) _triagectl_status ;;
+                list) _triagectl_list ;;
+                show) _triagectl_show ;;
+                watch) _triagectl_watch ;;
+                log) _triagectl_log ;;
+                rules) _triagectl_rules ;;
+                completion) _triagectl_completion ;;
+            esac ;;
+    esac
+}
+
+if [[ $funcstack[1] == _triagectl ]]; then
+    _triagectl "$@"
+else
+    compdef _triagectl triagectl
+fi
