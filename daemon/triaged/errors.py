@@ -6,6 +6,7 @@ TriagedError
 │   ├── Gone               the object went away (a process, a cgroup): normal
 │   ├── NotPermitted       the kernel refused the caller
 │   ├── InterfaceMissing   this kernel or this machine does not have it
+│   ├── Exhausted          triaged itself ran into a limit of the kernel (watches, descriptors)
 │   └── Malformed          the text or record cannot be parsed
 ├── ConfigError            a file that a person wrote is wrong
 ├── StateError             a file in the state directory is wrong
@@ -60,6 +61,10 @@ class InterfaceMissing(KernelError):
 
     def __init__(self, path: str, message: str = "not on this kernel", remedy: str = "") -> None:
         super().__init__(path, message, remedy)
+
+
+class Exhausted(KernelError):
+    """triaged itself ran into a limit of the kernel: inotify watches or instances, open files."""
 
 
 class Malformed(KernelError):

@@ -70,6 +70,14 @@ def unit_of(path: str) -> str:
     return ""
 
 
+def own_unit_of(path: str) -> str:
+    """The unit whose cgroup is exactly this one (its last part is a unit's name), or ''; "-.slice" for the root."""
+    if path == "/":
+        return "-.slice"
+    last = _unescape(path.rsplit("/", 1)[-1])
+    return last if _UNIT.match(last) else ""
+
+
 def slice_of(path: str) -> str:
     """The innermost slice that holds the cgroup; '-.slice' where no part of the path is a slice."""
     for part in reversed([_unescape(part) for part in path.split("/") if part]):
