@@ -1,1 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
+"""When to look: one class per kernel interface. SOURCES is the whole list, in the order in which they are shown."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from triaged.kernel.paths import KernelPaths
+from triaged.kernel.process_table import ProcessTable
+from triaged.model.requirement import ParameterRequirement, PlacementRequirement, ResourceLimitRequirement
+from triaged.sources.process_events import ProcessEvents
+from triaged.sources.seccomp_audit import SeccompAudit
+from triaged.sources.source import Source
+
+
+class Counters(Protocol):
+    """How far kernel counters were reported before, over a restart of the daemon (the store keeps it)."""
+
+    def counter(self, key: str) -> int | None: ...
+    def set_counter(self, key: str, value: int) -> None: ...
+    def forget_counter(self, key: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What sources are built from."""
+
+    paths: KernelPaths
+    table: ProcessTable
+    parameters: tuple[ParameterRequirement, ...]
+    limits: tuple[ResourceLimitRequirement, ...]
+    placements: tuple[PlacementRequirement, ...]
+    counters: Counters
+
+
+SOURCES: tuple[tuple[str, Callable[[Parts], Source]], ...] = (
+    (ProcessEvents.name, lambda parts: ProcessEvents(parts.paths, parts.table, parts.placements, parts.limits)),
+    (SeccompAudit.name, lambda parts: SeccompAudit(parts.paths, parts.table)),
+)
+SOURCE_NAMES = tuple(name for name, _ in SOURCES)
+
+
+def build_sources(parts: Parts) -> tuple[Source, ...]:
+    """All sources, not yet started."""
+    return tuple(build(parts) for _, build in SOURCES)

@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only place that knows every part: it wires them, in one task group, and speaks with systemd."""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shlex
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import sdnotify
+
+from triaged import __version__
+from triaged.assembly import Assembly, Settings, assemble, load_settings, read_boot_id
+from triaged.bus import address as bus_address
+from triaged.bus.client import can_own_name
+from triaged.bus.service import MANAGER, MANAGER_PATH, SERVICE_NAME, BusState, Service
+from triaged.bus.service import Change as BusChange
+from triaged.changes import Subscription, What
+from triaged.errors import BusError, ConfigError
+from triaged.kernel.paths import KernelPaths
+from triaged.model.facts import Fact
+from triaged.model.finding import Finding, State
+from triaged.model.quoting import shown
+from triaged.publish.alerts import JournalPublisher
+from triaged.publish.journal import Journal
+from triaged.rules.rule import Rule
+from triaged.sources.source import SourceState, SourceStatus
+from triaged.store import Store, StoreStatus
+from triaged.tasks import TaskGroup, keep_watching
+
+log = logging.getLogger(__name__)
+
+STATUS_AT_MOST_EVERY_S = 1.0
+READY_AT_THE_LATEST_S = 20.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says. `state_directory` None: as configured; "": in memory only."""
+
+    bus: str = "auto"
+    state_directory: str | None = None
+    print_findings: bool = False
+    kernel: KernelPaths = field(default_factory=KernelPaths)
+
+
+class Daemon:
+    """The running daemon: what the configuration says now, the sources that follow from it, and who is told."""
+
+    def __init__(self, options: Options, settings: Settings) -> None:
+        self._options = options
+        self._settings = settings
+        directory = settings.config.state_directory if options.state_directory is None else options.state_directory
+        self.store = Store(
+            directory,
+            cap=settings.config.findings_cap,
+            closed_kept_s=settings.config.closed_kept_s,
+            boot=read_boot_id(options.kernel),
+        )
+        self._assembly = assemble(settings, self.store, options.kernel)
+        self._watching: list[asyncio.Task[None]] = []
+        self._notifier = sdnotify.SystemdNotifier()
+        self._journal = Journal()
+        self._alerts: JournalPublisher | None = None
+        self._group: TaskGroup | None = None
+        self._service: Service | None = None
+        self._is_ready = False
+        self._ready = asyncio.Event()
+        self._bus_told = asyncio.Event()
+        self._told: dict[str, tuple[SourceState, str]] = {}
+        self._status_later: asyncio.TimerHandle | None = None
+        self._reload_wanted = asyncio.Event()
+
+    # What the bus service asks for (bus.service.Host)
+
+    def sources(self) -> Sequence[SourceStatus]:
+        return [source.status for source in self._assembly.sources]
+
+    def rules(self) -> Sequence[Rule]:
+        return self._assembly.engine.rules
+
+    def policies(self) -> Sequence[str]:
+        return self._settings.policies.names
+
+    def dropped(self) -> Mapping[str, int]:
+        service = self._service.dropped if self._service is not None else {}
+        suppressed = self._alerts.suppressed if self._alerts is not None else 0
+        return {
+            **service,
+            "findings": self.store.dropped,
+            "journal-entries": self._journal.counters["lost"],
+            "journal-entries-suppressed": suppressed,
+        }
+
+    async def refresh(self) -> None:
+        """Looks again at what has no notification. Returns when its findings are in place."""
+        loop = asyncio.get_running_loop()
+        for source in self._assembly.sources:
+            if source.is_cheap_to_read:
+                facts: list[Fact] = await loop.run_in_executor(None, list, source.snapshot())
+                for fact in facts:
+                    self._assembly.engine.take(fact)
+            else:
+                source.refresh()
+
+    # Life
+
+    async def run(self) -> None:
+        """Runs until SIGTERM or SIGINT. Raises: BusError where the bus that was asked for cannot be had at all."""
+        loop = asyncio.get_running_loop()
+        for error in await loop.run_in_executor(None, self.store.load):
+            log.warning("%s", error.shown())
+        for conflict in self._settings.policies.conflicts:
+            log.warning("%s", conflict.summary)
+        self.store.on_status = self._store_changed
+        self._alerts = JournalPublisher(self.store, self._journal)
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        try:
+            async with self._bus() as (address, how), TaskGroup() as group:
+                self._group = group
+                group.start(self.store.run(), "store")
+                group.start(self._assembly.engine.run_expiry(), "expiry")
+                group.start(self._alerts.run(), "journal")
+                group.start(self._reloads(group), "reload")
+                group.start(self._watchdog(), "watchdog")
+                if address:
+                    self._serve(group, address)
+                else:
+                    self._bus_told.set()
+                if self._options.print_findings:
+                    group.start(self._print(self.store.subscribe("terminal"), address, how), "terminal")
+                self._watch(group)
+                group.start(self._tell_ready(), "ready")
+                await stop.wait()
+                self._notify("STOPPING=1", "STATUS=stopping")
+                group.cancel()
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                loop.remove_signal_handler(number)
+            self._group = None
+            self.store.flush()
+            self._journal.close()
+
+    def _watch(self, group: TaskGroup) -> None:
+        """Starts the sources."""
+        for source in self._assembly.sources:
+            source.on_status = self._source_changed
+            self._watching.append(group.start(keep_watching(source, self._take), source.name))
+
+    def _take(self, fact: Fact) -> None:
+        self._assembly.engine.take(fact)
+
+    def _serve(self, group: TaskGroup, address: str) -> None:
+        service = Service(
+            self.store,
+            self,
+            interface_xml=self._settings.paths.data.interface_xml,
+            version=__version__,
+            address=address,
+            on_state=self._bus_changed,
+        )
+        self._service = service
+        group.start(service.run(), "bus")
+        group.start(self._announce(service, self.store.subscribe("bus")), "announcements")
+
+    async def _announce(self, service: Service, changes: Subscription) -> None:
+        async for change in changes:
+            if change.what is What.RESYNC:
+                for finding in self.store.findings():
+                    service.announce(BusChange.CHANGED, finding)
+            elif change.finding is not None:
+                service.announce(BusChange(change.what.value), change.finding)
+            self._plan_status()
+
+    @contextlib.asynccontextmanager
+    async def _bus(self) -> AsyncIterator[tuple[str, str]]:
+        """The address of the bus to serve on ("" for none) and busctl's option for it; ends the bus that it started."""
+        asked = self._options.bus
+        if asked == "none":
+            yield "", ""
+            return
+        if asked == "auto":
+            system = bus_address.system_bus()
+            if await can_own_name(system):
+                yield system, ""
+                return
+            asked = "private"
+        if asked != "private":
+            address = bus_address.resolve(asked)
+            yield address, {"system": "", "session": "--user "}.get(asked, f"--address={shlex.quote(address)} ")
+            return
+        with tempfile.TemporaryDirectory(prefix="triaged-") as directory:
+            # Others may query it, as they may on the system bus; only this user may change what is in the directory.
+            os.chmod(directory, 0o755)
+            async with bus_address.PrivateBus(directory) as private:
+                yield private.address, f"--address={private.address} "
+
+    # What is told
+
+    def _source_changed(self, status: SourceStatus) -> None:
+        before = self._told.get(status.name)
+        now = (status.state, status.reason)
+        if now == before or status.state is SourceState.STARTING:
+            return
+        self._told[status.name] = now
+        is_worse = status.state is not SourceState.ACTIVE
+        if self._alerts is not None and self._group is not None and (is_worse or before is not None):
+            entry = self._alerts.source_changed(status.name, status.state.value, status.reason, status.remedy, is_worse)
+            self._group.start(entry, "journal entry")
+        if self._service is not None:
+            self._service.announce_manager("Sources")
+        if all(source.status.state is not SourceState.STARTING for source in self._assembly.sources):
+            self._ready.set()
+        self._plan_status()
+
+    def _store_changed(self, status: StoreStatus) -> None:
+        if self._alerts is not None and self._group is not None:
+            self._group.start(self._alerts.store_changed(status.is_saving, status.reason, status.remedy), "journal entry")
+        self._plan_status()
+
+    def _bus_changed(self, state: BusState, detail: str) -> None:
+        self._bus_told.set()
+        self._plan_status()
+
+    async def _tell_ready(self) -> None:
+        # A source may take its time (a first look at 10,000 cgroups); the unit's start does not wait for ever.
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(self._ready.wait(), self._bus_told.wait()), READY_AT_THE_LATEST_S)
+        self._is_ready = True
+        self._notify("READY=1", f"STATUS={self.status_line()}")
+
+    def status_line(self) -> str:
+        """The daemon in a line, as `systemctl status` shows it."""
+        states = [source.status.state for source in self._assembly.sources]
+        short = [source.name for source in self._assembly.sources if source.status.state is SourceState.UNAVAILABLE]
+        text = f"{self.store.open_count} open findings; {states.count(SourceState.ACTIVE)} of {len(states)} sources active"
+        degraded = states.count(SourceState.DEGRADED)
+        text += f", {degraded} degraded" if degraded else ""
+        return text + (f", without {', '.join(short)}" if short else "")
+
+    def _plan_status(self) -> None:
+        if self._is_ready and self._status_later is None:
+            self._status_later = asyncio.get_running_loop().call_later(STATUS_AT_MOST_EVERY_S, self._tell_status)
+
+    def _tell_status(self) -> None:
+        self._status_later = None
+        self._notify(f"STATUS={self.status_line()}")
+
+    def _notify(self, *assignments: str) -> None:
+        self._notifier.notify("\n".join(assignments))
+
+    async def _watchdog(self) -> None:
+        """Tells systemd twice in each WatchdogSec= that the loop turns. Ends at once where nobody asked."""
+        wanted = os.environ.get("WATCHDOG_USEC", "")
+        if not wanted.isdecimal() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+            return
+        while True:
+            self._notify("WATCHDOG=1")
+            await asyncio.sleep(int(wanted) / 2e6)
+
+    # Reloading
+
+    async def _reloads(self, group: TaskGroup) -> None:
+        """At SIGHUP, reads the configuration again and starts the sources anew. A mistake in it leaves all as it was."""
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            self._notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}", "STATUS=reloading")
+            try:
+                settings = load_settings()
+                assembly = assemble(settings, self.store, self._options.kernel)
+            except ConfigError as error:
+                log.error("not reloaded, going on as before: %s", error.shown())
+                self._notify("READY=1", f"STATUS={self.status_line()}; not reloaded: {error.shown()}")
+                continue
+            await self._replace(group, settings, assembly)
+            log.info("reloaded: policies %s", ", ".join(settings.policies.names))
+            self._notify("READY=1", f"STATUS={self.status_line()}")
+
+    async def _replace(self, group: TaskGroup, settings: Settings, assembly: Assembly) -> None:
+        for task in self._watching:
+            task.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
+        self._watching.clear()
+        self._settings, self._assembly = settings, assembly
+        for conflict in settings.policies.conflicts:
+            log.warning("%s", conflict.summary)
+        wanted = {f"parameter:{requirement.key}" for requirement in settings.policies.parameters}
+        for finding in self.store.findings():
+            if finding.is_open and finding.subject_key.startswith("parameter:") and finding.subject_key not in wanted:
+                self.store.close(finding.identifier, State.RESOLVED, "the policies in force no longer speak of it")
+        self._watch(group)
+        if self._service is not None:
+            self._service.announce_manager("Sources", "Policies")
+
+    # The terminal
+
+    async def _print(self, changes: Subscription, address: str, how: str) -> None:
+        """Prints how the sources stand, the line that queries the daemon, what is open already, and then each change."""
+        await asyncio.wait_for(asyncio.gather(self._ready.wait(), self._bus_told.wait()), None)
+        for status in self.sources():
+            print(f"source   {status.name:18} {status.state.value}" + (f": {status.reason}" if status.reason else ""))
+            if status.remedy:
+                print(f"         {'':18} to do: {status.remedy}")
+        if address:
+            print(f"query    busctl {how}call {SERVICE_NAME} {MANAGER_PATH} {MANAGER} ListFindings 'a{{sv}}' 0")
+            print(f"         triagectl --bus {shlex.quote(address)} list")
+        for finding in self.store.findings():
+            if finding.is_open:
+                self._print_finding("open", finding)
+        print("watching; Ctrl-C ends it", flush=True)
+        async for change in changes:
+            if change.finding is not None and change.what in (What.OPENED, What.CLOSED):
+                self._print_finding(change.what.value, change.finding)
+
+    @staticmethod
+    def _print_finding(what: str, finding: Finding) -> None:
+        at = time.strftime("%H:%M:%S", time.localtime(finding.last_seen_usec / 1e6))
+        text = finding.reason if what == "closed" and finding.reason else finding.summary
+        words = f"{at} {what:8} {finding.severity.word:8} {finding.kind.value:8}"
+        print(f"{words} {finding.identifier}: {shown(text, 400)}", flush=True)
+
+
+async def run(options: Options) -> None:
+    """Runs the daemon until a signal ends it. Raises: ConfigError, BusError."""
+    settings = load_settings()
+    logging.getLogger().setLevel(settings.config.log_level.value.upper())
+    try:
+        await Daemon(options, settings).run()
+    except BusError as error:
+        raise BusError(error.name, f"no bus: {error}", error.remedy or "use --bus private, or --bus none") from error
