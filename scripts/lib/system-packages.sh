@@ -13,6 +13,10 @@ need_packages() {
         esac
     done
     [ -n "$missing" ] || return 0
+    if ! command -v apt-get >/dev/null; then
+        echo "${0##*/}: for $reason this is missing (names of Debian's packages):$missing" >&2
+        return 1
+    fi
     if [ "$(id -u)" = 0 ]; then
         as_root=
     elif command -v sudo >/dev/null && { [ -t 0 ] || sudo -n true 2>/dev/null; }; then
@@ -25,6 +29,8 @@ need_packages() {
     echo "${0##*/}: for $reason apt now installs:$missing" >&2
     # shellcheck disable=SC2086 # one word each
     $as_root env DEBIAN_FRONTEND=noninteractive sh -c '
-        apt-get install --yes --quiet --no-install-recommends "$@" ||
-            { apt-get update --quiet && apt-get install --yes --quiet --no-install-recommends "$@"; }' sh $missing >&2 </dev/null
+        install() { apt-get install --yes -qq --no-install-recommends -o Dpkg::Use-Pty=0 "$@" >/dev/null; }
+        # A machine that never fetched the lists of packages knows none.
+        [ -n "$(find /var/lib/apt/lists -name "*_Packages*" -print -quit)" ] || apt-get update -qq
+        install "$@" || { apt-get update -qq && install "$@"; }' sh $missing >&2 </dev/null
 }

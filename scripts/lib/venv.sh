@@ -1,20 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 # Sourced after system-packages.sh, in the root of the tree: find_python, make_venv.
 
+# python_packages: prints the Debian packages that the interpreter lacks to make virtual environments.
+python_packages() {
+    if ! command -v "${PYTHON:-python3}" >/dev/null; then
+        echo python3 python3-venv
+    # Debian keeps the part of venv that brings pip in a package of its own.
+    elif ! "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null; then
+        echo python3-venv
+    fi
+}
+
 # find_python: sets $python to an interpreter that is new enough and can make virtual environments, or says what is missing.
 find_python() {
     python=${PYTHON:-python3}
-    if ! command -v "$python" >/dev/null; then
-        need_packages "running Python" python3 python3-venv || return 1
+    if [ -n "$(python_packages)" ]; then
+        echo "${0##*/}: without these packages there is no virtual environment: $(python_packages)" >&2
+        return 1
     fi
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
         echo "${0##*/}: $("$python" --version) is too old: triaged needs 3.10 (set PYTHON to another interpreter)" >&2
         return 1
     }
-    # Debian keeps the part of venv that brings pip in a package of its own.
-    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-        need_packages "a virtual environment" python3-venv || return 1
-    fi
 }
 
 install_locked() {

@@ -52,7 +52,7 @@ def test_every_module_is_packed_and_no_byte_code(deb: Path) -> None:
 def test_every_installed_kind_of_file_is_packed(deb: Path) -> None:
     """A file added to one of these directories and forgotten in install-tree would be missing on the user's machine only."""
     names = {os.path.basename(name) for name in packed(deb)}
-    kinds = (("units", "*.service"), ("units", "*.catalog"), ("dbus", "*"), ("config", "**/*.toml"), ("docs/man", "*.[1-8]"))
+    kinds = (("units", "*.service"), ("units", "*.catalog"), ("dbus", "*"), ("config", "**/*.*"), ("docs/man", "*.[1-8]"))
     for directory, pattern in kinds:
         for path in (ROOT / directory).glob(pattern):
             assert path.name in names or f"{path.name}.gz" in names, path
