@@ -59,13 +59,3 @@ def probing() -> Probing:
 def fixer(tree: Path, probing: Probing) -> LocalFixer:
     paths = KernelPaths.below(str(tree))
     return LocalFixer([ParameterFixer(paths)], Records(str(tree / "state")), paths, settle_s=0, probe=probing)
-
-
-def read(tree: Path, parameter: str) -> str:
-    """The running value in the fixture tree."""
-    return (tree / "proc/sys" / parameter.replace(".", "/")).read_text().strip()
-
-
-def write(tree: Path, parameter: str, value: str) -> None:
-    """Somebody else sets it."""
-    (tree / "proc/sys" / parameter.replace(".", "/")).write_text(value + "\n")

@@ -63,7 +63,7 @@ def test_spellings_of_one_assignment(line: str) -> None:
     assert [found.value for found in parse_assignments("f", line, "kernel/pid_max")] == ["5"]
 
 
-@pytest.mark.parametrize("line", ["# kernel.pid_max=5", "; kernel.pid_max=5", "kernel.pid_max", "", "-kernel.pid_max", "kernel.*=5#"])
+@pytest.mark.parametrize("line", ["# kernel.pid_max=5", "; kernel.pid_max=5", "kernel.pid_max", "", "-kernel.pid_max", "k.*=5"])
 def test_what_assigns_nothing(line: str) -> None:
     assert [found for found in parse_assignments("f", line, "kernel/pid_max") if not found.is_glob] == []
 
@@ -82,9 +82,9 @@ def test_the_order_is_the_one_that_systemd_prints(tree: Path) -> None:
     program = "/usr/lib/systemd/systemd-sysctl"
     if not os.access(program, os.X_OK):
         pytest.skip("systemd is not installed")
-    for name in ("etc/sysctl.d/10-a.conf", "run/sysctl.d/20-b.conf", "usr/lib/sysctl.d/15-c.conf", "usr/lib/sysctl.d/20-b.conf",
-                 "usr/local/lib/sysctl.d/30-d.conf", "etc/sysctl.d/9-e.conf", "etc/sysctl.d/zz-f.conf", "etc/sysctl.d/A.conf"):  # fmt: skip
-        put(tree, name, "kernel.pid_max = 1\n")
+    for name in ("etc/10-a", "run/20-b", "usr/lib/15-c", "usr/lib/20-b", "usr/local/lib/30-d", "etc/9-e", "etc/zz-f", "etc/A"):
+        directory, _, base = name.rpartition("/")
+        put(tree, f"{directory}/sysctl.d/{base}.conf", "kernel.pid_max = 1\n")
     out = subprocess.run([program, "--cat-config", f"--root={tree}"], capture_output=True, text=True)
     if "unrecognized option" in out.stderr:
         # No --root in this systemd: look through its eyes in a mount namespace of our own.
@@ -93,7 +93,8 @@ def test_the_order_is_the_one_that_systemd_prints(tree: Path) -> None:
             "etc/sysctl.d", "run/sysctl.d", "usr/lib/sysctl.d", "usr/local/lib/sysctl.d"))  # fmt: skip
         if os.geteuid() != 0:
             pytest.skip("needs root for a mount namespace")
-        out = subprocess.run(["unshare", "-m", "sh", "-c", f"{hide} && {binds} && {program} --cat-config"], capture_output=True, text=True)
+        script = f"{hide} && {binds} && {program} --cat-config"
+        out = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
         expected = [f"/{os.path.relpath(path, tree)}" for path in read_order(KernelPaths.below(str(tree)))]
     else:
         expected = list(read_order(KernelPaths.below(str(tree))))
