@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Mapping
-from xml.sax.saxutils import escape
 
 from triaged.errors import BusError
 
@@ -58,7 +58,7 @@ class PrivateBus:
     @property
     def address(self) -> str:
         """The address of the bus."""
-        return f"unix:path={self._socket}"
+        return "unix:path=" + _escaped(self._socket)
 
     async def start(self) -> None:
         """Starts the bus and returns when it takes connections. Raises BusError where it cannot be started."""
@@ -106,6 +106,12 @@ class PrivateBus:
         await self.stop()
 
 
+def _escaped(path: str) -> str:
+    """The path as a value in a bus address (D-Bus specification, "Server Addresses"); that leaves nothing that XML would escape."""
+    plain = re.compile(rb"[-0-9A-Za-z_/.]")
+    return "".join(chr(byte) if plain.match(bytes((byte,))) else f"%{byte:02x}" for byte in os.fsencode(path))
+
+
 def _write_config(path: str, socket_path: str) -> None:
     # Not the session configuration: no activation, no policy of the distribution, so that only what was started here is on it.
     # `type` system would make the bus change its user.
@@ -114,7 +120,7 @@ def _write_config(path: str, socket_path: str) -> None:
 <busconfig>
   <type>session</type>
   <keep_umask/>
-  <listen>unix:path={escape(socket_path)}</listen>
+  <listen>unix:path={_escaped(socket_path)}</listen>
   <auth>EXTERNAL</auth>
   <policy context="default">
     <allow user="*"/>

@@ -160,7 +160,7 @@ class Connection(asyncio.Protocol):
         if not call.wants_reply:
             return
         if len(body) > REPLY_BYTES:
-            self.dropped["replies-too-large"] += 1
+            self.dropped["bus-replies-too-large"] += 1
             self.reply_error(call, LIMITS_EXCEEDED, f"the reply would be larger than {REPLY_BYTES} bytes; ask for less at a time")
             return
         self._serial = self._serial % 0xFFFFFFFF + 1
@@ -182,7 +182,7 @@ class Connection(asyncio.Protocol):
     def signal(self, path: str, interface: str, member: str, signature: str = "", body: bytes = b"") -> None:
         """Broadcasts a signal; drops and counts it where the bus has not taken the last 32 MB."""
         if len(self._output) + self._unsent_bytes > SIGNAL_QUEUE_BYTES or len(body) > REPLY_BYTES:
-            self.dropped["signals"] += 1
+            self.dropped["bus-signals"] += 1
             return
         self._serial = self._serial % 0xFFFFFFFF + 1
         self._send_or_drop(build_message(
@@ -281,7 +281,7 @@ class Connection(asyncio.Protocol):
         return True
 
     def _refuse_large(self, header: Header | None) -> None:
-        self.dropped["messages-too-large"] += 1
+        self.dropped["bus-messages-too-large"] += 1
         if header is None:
             return
         text = f"the message is larger than {self._limits.request_bytes} bytes"
@@ -308,7 +308,7 @@ class Connection(asyncio.Protocol):
         except Exception:
             # The border of every handler: whatever one message brings about must not end the connection of all.
             log.exception("a D-Bus message could not be handled, ignoring it")
-            self.dropped["messages-failed"] += 1
+            self.dropped["bus-messages-failed"] += 1
             self.reply_error(message, "org.freedesktop.DBus.Error.Failed", "internal error; the log of triaged has it")
 
     # -- output
@@ -325,7 +325,7 @@ class Connection(asyncio.Protocol):
         try:
             self._send(frame)
         except BusError:
-            self.dropped["messages-unsent"] += 1
+            self.dropped["bus-messages-unsent"] += 1
 
     def _flush(self) -> None:
         self._flush_later = None

@@ -178,7 +178,7 @@ class Dispatcher:
     def _start(self, connection: Connection, message: Message, work: Any) -> None:
         if len(self._tasks) >= WAITING_CALLS:
             work.close()
-            connection.dropped["calls-refused"] += 1
+            connection.dropped["bus-calls-refused"] += 1
             connection.reply_error(message, LIMITS_EXCEEDED, f"{WAITING_CALLS} calls are waiting already; try again later")
             return
         task = asyncio.ensure_future(work)
@@ -247,7 +247,7 @@ class Dispatcher:
     def _failed(self, connection: Connection, message: Message) -> None:
         # The border of every handler. Its text may quote anything, so the caller gets none of it.
         log.exception("%s.%s failed", message.header.interface, message.header.member)
-        connection.dropped["calls-failed"] += 1
+        connection.dropped["bus-calls-failed"] += 1
         connection.reply_error(message, "org.freedesktop.DBus.Error.Failed", "internal error; the log of triaged has it")
 
     def _find(self, message: Message, caller: Caller) -> tuple[Method, Handler] | None:

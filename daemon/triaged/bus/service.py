@@ -250,11 +250,24 @@ class Service(Tree):
             self._plan_changes()
             return
         if len(self._waiting) >= ANNOUNCEMENTS_WAITING:
-            self.dropped["announcements"] += 1
+            self.dropped["bus-announcements"] += 1
             return
         self._waiting.append((change, finding))
         if self._announce_later is None:
             self._announce_later = asyncio.get_running_loop().call_soon(self._announce_waiting)
+
+    def resync(self) -> None:
+        """Tells the bus how everything stands where changes were lost: what is there now, what is gone, what is another."""
+        if self._connection is None:
+            return
+        now = {finding.identifier: finding for finding in self._to_export()}
+        for gone in [finding for identifier, finding in self._exported.items() if identifier not in now]:
+            self._removed(gone)
+        for finding in now.values():
+            if finding.identifier not in self._exported:
+                self._export(finding)
+        self._changed.update(now)
+        self.announce_manager("OpenFindings")
 
     def announce_manager(self, *properties: str) -> None:
         """Tells the bus that properties of the Manager changed ("Sources", "Policies")."""
@@ -431,7 +444,7 @@ class Service(Tree):
             "Sources": [codec.source_row(status) for status in self._host.sources()],
             "Policies": [codec.text(name) for name in self._host.policies()],
             "OpenFindings": sum(1 for finding in self._findings.findings() if finding.state is State.OPEN),
-            "Dropped": codec.counts({**self._host.dropped(), **{f"bus-{name}": count for name, count in self.dropped.items()}}),
+            "Dropped": codec.counts({**self.dropped, **self._host.dropped()}),
         }
 
     def _list_findings(self, caller: Caller, options: Mapping[str, Any]) -> Result:
