@@ -6,6 +6,7 @@ Hard facts (kernel/audit.c, kernel/auditsc.c audit_seccomp; checked on 6.18):
 - They go to the first network namespace only; a bind elsewhere succeeds and then nothing comes.
 - KILL_PROCESS, KILL_THREAD and LOG are recorded; TRAP, ERRNO, USER_NOTIF and TRACE only where the filter was loaded with
   SECCOMP_FILTER_FLAG_LOG; each only while kernel.seccomp.actions_logged names it.
+- `code=` is the action without its data, so the errno of ERRNO is not in it (seen on 6.18).
 - `pid=` is the process (not the thread) in the first pid namespace. comm and exe are in quotes, or in hexadecimal digits
   where they hold a quote, a space, a control character or a byte above 126; so they cannot forge a field.
 - nlmsg_len of multicast records has been with and without the header: the datagram's own length counts.
@@ -76,7 +77,7 @@ class SeccompRecord:
 
     @property
     def errno(self) -> int:
-        """What the call returned instead of being made (for ERRNO), else 0."""
+        """What the call returned instead of being made (for ERRNO), else 0; kernels up to 6.18 do not tell it."""
         return self.code & 0xFFFF if self.action == "ERRNO" else 0
 
 

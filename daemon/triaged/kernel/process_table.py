@@ -159,11 +159,11 @@ class ProcessTable:
         package = toolchain = ""
         if pattern.package_from is PackageFrom.GO_BUILD_INFO:
             package, toolchain = self._go_package(identity.pid)
-        return replace(
-            identity,
-            workload=WorkloadMatch(definition.name, pattern.role, package, toolchain),
-            ci_job=read_ci_job(self._paths, identity.pid),
-        )
+        try:
+            ci_job = read_ci_job(self._paths, identity.pid)
+        except KernelError:
+            ci_job = ""  # it ended meanwhile; what was read of it is still worth keeping
+        return replace(identity, workload=WorkloadMatch(definition.name, pattern.role, package, toolchain), ci_job=ci_job)
 
     def _go_package(self, pid: int) -> tuple[str, str]:
         package = toolchain = ""
@@ -175,7 +175,7 @@ class ProcessTable:
             if info is not None and not package:
                 package = read_package_in(self._paths, pid)
         except Gone:
-            raise
+            pass
         except KernelError:
             self.unreadable_programs += 1
         return package, toolchain
