@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from triaged.cli.document import FindingDocument, SourceDocument, finding_from_bus, source_from_bus
+from triaged.cli.document import SEVERITY_WORDS, WARNING, FindingDocument, SourceDocument, finding_from_bus, source_from_bus
 from triaged.cli.report import age, finding_lines, list_lines, report_lines, source_table_lines, subject_text, summary_text
 from triaged.cli.style import Style, columns
 from triaged.model.cgroup import CgroupId
@@ -163,6 +163,11 @@ def test_the_properties_of_the_bus_give_the_same_document_as_a_scan() -> None:
         "References": [], "FirstSeen": document["first_seen_usec"], "LastSeen": document["last_seen_usec"], "Count": 13,
     }
     assert finding_from_bus(on_bus) == document
+
+
+def test_the_words_for_severities_are_the_models() -> None:
+    assert {severity.value: severity.word for severity in Severity} == SEVERITY_WORDS
+    assert SEVERITY_WORDS[WARNING] == "warning"
 
 
 def test_a_severity_of_a_newer_daemon_is_shown_as_a_number() -> None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from triaged.cli.document import FindingDocument, FixDocument, Report, SourceDocument, in_reading_order, severity_priority
+from triaged.cli.document import (
+    WARNING,
+    FindingDocument,
+    FixDocument,
+    Report,
+    SourceDocument,
+    in_reading_order,
+    severity_priority,
+)
 from triaged.cli.style import Style, columns, command_line, fitted, padded, safe, wrapped
 
 KINDS: tuple[tuple[str, str], ...] = (
@@ -14,7 +22,6 @@ KINDS: tuple[tuple[str, str], ...] = (
     ("risk", "nothing hit; below what the policy asks for"),
 )
 _LABEL_WIDTH = 10
-_WARNING = 4
 
 
 def age(usec: int, now_usec: int) -> str:
@@ -199,7 +206,7 @@ def summary_text(report: Report) -> str:
     found = ", ".join(kinds).replace("headrooms", "headroom") if kinds else "Nothing found"
     looking = sum(source["state"] in ("active", "degraded") for source in sources)
     text = f"{found}; {looking} of {counted(len(sources), 'source')} could look."
-    if findings and not any(severity_priority(finding["severity"]) <= _WARNING for finding in findings):
+    if findings and not any(severity_priority(finding["severity"]) <= WARNING for finding in findings):
         text += " Nothing of severity warning or worse."
     return text
 

@@ -7,9 +7,8 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from triaged.cli.document import Report, severity_priority
+from triaged.cli.document import WARNING, Report, severity_priority
 from triaged.cli.exit_status import ExitStatus
-from triaged.model.verdict import Severity
 
 if TYPE_CHECKING:
     from triaged.assembly import Settings
@@ -24,7 +23,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "scan", help="look once at this machine, without the daemon",
         description="Looks once at everything that can be read now, judges it with the same rules as the daemon, and says what was "
-                    "hit, what is nearly full and what is below the policy. Needs no daemon, no message bus and no root; what could "
+                    "hit, what is nearly full and what is below the policy. Needs no daemon, no bus and no root; what could "
                     "not be looked at is named with the reason. Exit status: 0 nothing found, 1 findings of severity warning or "
                     "worse, 2 no source could look.",
     )
@@ -63,7 +62,7 @@ def scan(settings: Settings, kernel: KernelPaths, show_progress: bool = False) -
 
 def exit_status(report: Report, is_strict: bool) -> ExitStatus:
     """What the report means for a gate."""
-    if any(severity_priority(finding["severity"]) <= Severity.WARNING for finding in report["findings"]):
+    if any(severity_priority(finding["severity"]) <= WARNING for finding in report["findings"]):
         return ExitStatus.FOUND
     blind = [source["state"] == "unavailable" for source in report["sources"]]
     if all(blind) or (is_strict and any(source["state"] != "active" for source in report["sources"])):
