@@ -6,6 +6,7 @@ Hard facts (kernel/seccomp.c seccomp_check_filter, net/core/filter.c bpf_check_c
 - Loads are 32 bits wide, aligned, from the 64 bytes of `struct seccomp_data`; LEN gives 64.
 - Division by an X of 0 ends the filter with 0, which is KILL_THREAD. A shift by X uses its low 5 bits.
 - A scratch word must have been stored on every path that loads it.
+- uretprobe (335, since 6.14) and uprobe (336, since 6.18) of x86_64 are never filtered: the kernel itself puts them into programs.
 - All filters of a task run, newest first; the strictest action wins, of equal ones the newest filter's data.
 """
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 from triaged.errors import Malformed
 from triaged.seccomp.action import Action, ActionKind, strictness
-from triaged.seccomp.syscalls import audit_arch_of
+from triaged.seccomp.syscalls import AUDIT_ARCH_X86_64, audit_arch_of
 
 MAX_INSTRUCTIONS = 4096
 MAX_INSTRUCTIONS_PER_TASK = 32768
@@ -38,6 +39,7 @@ CONDITIONALS = {JEQ_K: "==", JGT_K: ">", JGE_K: ">=", JSET_K: "&", JEQ_X: "==", 
 _ALLOWED = {
     LD_ABS, LD_IMM, LD_MEM, LD_LEN, LDX_IMM, LDX_MEM, LDX_LEN, ST, STX, TAX, TXA, RET_K, RET_A, JA, NEG, *ALU, *CONDITIONALS,
 }
+_NEVER_FILTERED = frozenset({(AUDIT_ARCH_X86_64, 335), (AUDIT_ARCH_X86_64, 336)})
 _BIG_ENDIAN = frozenset({audit_arch_of("s390x")})
 _INSTRUCTION = struct.Struct("=HBBI")
 
@@ -68,6 +70,11 @@ class SeccompData:
             low, high = value & 0xFFFFFFFF, (value >> 32) & 0xFFFFFFFF
             out += (high, low) if is_big_endian(self.arch) else (low, high)
         return tuple(out)
+
+
+def is_never_filtered(arch: int, number: int) -> bool:
+    """Whether kernels that have the call let it pass whatever the filters say (kernel/seccomp.c, seccomp_uprobe_exception)."""
+    return (arch, number) in _NEVER_FILTERED
 
 
 def is_big_endian(arch: int) -> bool:
