@@ -8,7 +8,6 @@ import logging
 import os
 import shlex
 import signal
-import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -198,6 +197,8 @@ class Daemon:
             address = bus_address.resolve(asked)
             yield address, {"system": "", "session": "--user "}.get(asked, f"--address={shlex.quote(address)} ")
             return
+        import tempfile  # a megabyte that a service on the system bus does not need
+
         with tempfile.TemporaryDirectory(prefix="triaged-") as directory:
             # Others may query it, as they may on the system bus; only this user may change what is in the directory.
             os.chmod(directory, 0o755)
