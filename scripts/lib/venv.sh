@@ -25,7 +25,7 @@ find_python() {
 }
 
 install_locked() {
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes "$@"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --use-pep517 --require-hashes "$@"
 }
 
 # make_venv NAME: brings .venv up to requirements/NAME.txt. Every file that pip takes must have one of the hashes in the lock.
