@@ -28,7 +28,7 @@ from triaged.model.requirement import (
 from triaged.model.verdict import Severity
 from triaged.toml_document import Layer, Table, nearest, read_document
 
-_KEY = re.compile(r"^[a-z0-9_-]+(\.[a-zA-Z0-9_/:@*-]+)+$")
+_KEY = re.compile(r"^[a-z0-9_-]+(\.[a-zA-Z0-9_/:@-]+)+$")
 _Requirement = TypeVar("_Requirement", ParameterRequirement, ResourceLimitRequirement, PlacementRequirement)
 RESOURCES = (
     "AS", "CORE", "CPU", "DATA", "FSIZE", "LOCKS", "MEMLOCK", "MSGQUEUE", "NICE", "NOFILE", "NPROC", "RSS", "RTPRIO", "RTTIME",
@@ -279,8 +279,9 @@ def _strictest(one: ParameterRequirement, other: ParameterRequirement) -> Parame
         low, high = min(ranges[0][0], ranges[1][0]), max(ranges[0][1], ranges[1][1])
         kept_range = f"{low} {high}"
         return next((each for each in (one, other) if each.value == kept_range), replace(one, value=kept_range))
-    if ranges[0] or ranges[1]:
-        return None
+    for first, second, span in ((one, other, ranges[0]), (other, one, ranges[1])):
+        if span:  # the other is about how many numbers the range holds
+            return first if second.is_granted_by(str(first.value)) else None
     floor = max((low for low, _ in map(_bounds, (one, other)) if low is not None), default=None)
     ceiling = min((high for _, high in map(_bounds, (one, other)) if high is not None), default=None)
     for each in (one, other):

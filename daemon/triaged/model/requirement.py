@@ -13,7 +13,8 @@ from triaged.model.verdict import Severity
 class Operator(str, Enum):
     """How the running value is compared with the wanted one.
 
-    Of a parameter that is a range ("32768 60999"), at-least means that the running range covers the wanted one.
+    Of a parameter that is a range ("32768 60999"), at-least and at-most mean how many numbers it holds, and at-least with a
+    range means that the running one covers it.
     between wants a number from the first to the second of two, both included.
     """
 
@@ -80,9 +81,12 @@ class ParameterRequirement:
         wanted, have = range_of(value), range_of(text)
         if self.operator is Operator.AT_LEAST and wanted:
             return have[0] <= wanted[0] and wanted[1] <= have[1] if have else None
-        if not _INTEGER.match(text):
+        if have:
+            number = have[1] - have[0] + 1
+        elif _INTEGER.match(text):
+            number = int(text)
+        else:
             return None
-        number = int(text)
         if self.operator is Operator.BETWEEN and isinstance(value, tuple):
             return int(value[0]) <= number <= int(value[1])
         if isinstance(value, int):

@@ -13,6 +13,7 @@ from triaged.rules.rule import rule
 
 _MAX_USER_NAMESPACES = "user.max_user_namespaces"
 _USERNS_CLONE = "kernel.unprivileged_userns_clone"
+_FIRST_PORT = 1024  # ports below it are for servers (ip_unprivileged_port_start)
 _APPARMOR_USERNS = "kernel.apparmor_restrict_unprivileged_userns"
 
 # Values that the kernel does not take back while it runs. yama: measured on 6.12, EINVAL; bpf: admin-guide/sysctl/kernel.rst.
@@ -41,6 +42,9 @@ def _wanted_value(wanted: ParameterRequirement, running: str) -> str:
     span, have = range_of(value), range_of(running)
     if wanted.operator is Operator.AT_LEAST and span and have:
         return f"{min(span[0], have[0])} {max(span[1], have[1])}"
+    if wanted.operator is Operator.AT_LEAST and isinstance(value, int) and have:
+        low = max(min(have[0], _FIRST_PORT), have[1] - value + 1)
+        return f"{low} {max(have[1], low + value - 1)}"
     if isinstance(value, tuple):
         if wanted.operator is Operator.BETWEEN and running.lstrip("-").isdigit() and int(running) > int(value[-1]):
             return str(value[-1])
