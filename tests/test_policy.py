@@ -26,7 +26,7 @@ STOCK = sorted((Path(__file__).parent / "stock").glob("*.sysctl"))
 
 # What issue and design ask the packs to cover between them.
 COVERED = [
-    """, "kernel.pid_max", "kernel.threads-max", "fs.file-max", "fs.nr_open", "fs.inotify.max_user_watches",
+    "kernel.pid_max", "kernel.threads-max", "fs.file-max", "fs.nr_open", "fs.inotify.max_user_watches",
     "fs.inotify.max_user_instances", "fs.aio-max-nr", "vm.max_map_count", "vm.overcommit_memory", "vm.overcommit_ratio",
     "net.core.somaxconn", "net.ipv4.tcp_max_syn_backlog", "net.ipv4.ip_local_port_range", "net.ipv4.ip_unprivileged_port_start",
     "net.ipv4.ping_group_range", "net.ipv4.tcp_tw_reuse", "net.netfilter.nf_conntrack_max", "user.max_user_namespaces",
