@@ -9,7 +9,8 @@ Hard facts (measured on 6.18, 6.12 and 6.1):
 - "fork rejected by pids controller" is written for the first refusal of a cgroup only, and names the forking task's cgroup.
 - An OOM kill writes "oom-kill:constraint=..." (at most 10 in 5 s) and then "... Killed process PID (comm)" (always). With
   memory.oom.group the victim is killed, written and counted once more with the rest of its cgroup.
-- comm and cgroup names may hold commas and "=": where an oom-kill line can be read in two ways it names no cgroup here.
+- comm and cgroup names may hold commas and "=". The line of the kill tells the comm, and so where the path before it ends; where
+  an oom-kill line can still be read in two ways, it names no cgroup here.
 """
 from __future__ import annotations
 
@@ -25,7 +26,6 @@ from triaged.kernel.files import translated
 from triaged.kernel.paths import KernelPaths
 
 _RECORD_CAP = 8192
-_COMM_BYTES = 15
 _CUT_AT = 1000  # a path record of so many bytes was cut by the kernel
 _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
 _REJECTED = "cgroup: fork rejected by pids controller in "
@@ -169,11 +169,12 @@ def parse_record(data: bytes, path: str = "kmsg") -> LogRecord:
 
 @dataclass(frozen=True)
 class _OomLine:
+    """One oom-kill line. `path_and_task` is "PATH,task=COMM": only the kill that follows tells where the comm begins."""
+
     pid: int
     uid: int
-    comm: str
     limit_path: str
-    cgroup_path: str
+    path_and_task: str
     text: str
 
 
@@ -217,11 +218,8 @@ class LogParser:
         if match is None:
             self._open = record  # its path, or what follows the path, comes in the next record
             return
-        cgroup_path, comm = _split_task(match.group(2))
-        limit_path = match.group(1) or ""
-        if ",task_memcg=" in match.group(2):
-            limit_path = cgroup_path = ""
-        line = _OomLine(int(match.group(3)), int(match.group(4)), comm, limit_path, cgroup_path, record.text)
+        limit_path = "" if ",task_memcg=" in match.group(2) else match.group(1) or ""
+        line = _OomLine(int(match.group(3)), int(match.group(4)), limit_path, match.group(2), record.text)
         self._oom_lines[line.pid] = line
         if len(self._oom_lines) > _UNPAIRED_CAP:
             self._oom_lines.popitem(last=False)
@@ -241,27 +239,19 @@ class LogParser:
             uid=uid,
             is_host_wide=not killed["why"].startswith("Memory cgroup"),
             limit_path=line.limit_path if line else "",
-            cgroup_path=line.cgroup_path if line else "",
+            cgroup_path=_path_before(killed["comm"], line.path_and_task) if line else "",
             stamp_usec=record.stamp_usec,
             text=f"{line.text}\n{record.text}" if line else record.text,
             is_repeated=before is not None and line is None and record.stamp_usec - before < 1_000_000,
         )
 
 
-def _split_task(text: str) -> tuple[str, str]:
-    """The path and the comm in "PATH,task=COMM"; the path is "" where there are two ways to read it, or where it was cut."""
-    marker = ",task="
-    ways = []
-    at = text.find(marker)
-    while at >= 0:
-        comm = text[at + len(marker) :]
-        if len(os.fsencode(comm)) <= _COMM_BYTES:
-            ways.append((text[:at], comm))
-        at = text.find(marker, at + 1)
-    if len(ways) != 1:
-        return "", ""
-    path, comm = ways[0]
-    return ("" if len(os.fsencode(path)) >= _CUT_AT else path), comm
+def _path_before(comm: str, path_and_task: str) -> str:
+    """The path in "PATH,task=COMM"; "" where the kernel cut it, or where it may have another beginning."""
+    path = path_and_task.removesuffix(f",task={comm}")
+    if path == path_and_task or ",task_memcg=" in path or len(os.fsencode(path)) >= _CUT_AT:
+        return ""
+    return path
 
 
 def realtime_of(stamp_usec: int, monotonic_s: float, realtime_s: float) -> int:
