@@ -123,6 +123,9 @@ class Fixer(Protocol):
     async def outcomes(self) -> tuple[Outcome, ...]:
         """What is written down: every fix that holds, and the last ones that do not; oldest first."""
 
+    async def close(self) -> None:
+        """Waits for what is under way."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -168,6 +171,10 @@ class TypeFixer(ABC, Generic[K]):
     @abstractmethod
     def risk(self, fix: K) -> str:
         """What may go wrong, for people."""
+
+    def is_as_seen(self, fix: K, present: str | None) -> bool:
+        """Whether the present value is the one that the finding saw (or the finding did not say)."""
+        return not self.seen(fix) or present == self.seen(fix)
 
     async def judge(self, fix: K, presents: tuple[str | None, ...]) -> None:
         """Raises FixRefused where the present values forbid the change (lowering a limit)."""

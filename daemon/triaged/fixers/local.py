@@ -158,7 +158,7 @@ class LocalFixer:
             raise FixStale(f"{parts[fixer.value_part].name} is {wanted} already; nothing to do")
         seen = fixer.seen(fix)
         ours = value == wanted and bool(holding)  # the same for now was applied before, and now it shall last
-        if seen and value != seen and not ours:
+        if not fixer.is_as_seen(fix, value) and not ours:
             holder = await parts[fixer.value_part].holder()
             raise FixStale(
                 f"{parts[fixer.value_part].name} is {value}, not {seen} as the finding saw" + (f" ({holder})" if holder else ""),
@@ -241,8 +241,7 @@ class LocalFixer:
             self._step("undoing")
             left = await self._put_back(parts, record.originals)
             self._step("put-back")
-            failed = [part.name for part in parts if await part.read() == part.wanted != record.originals[part.name].value]
-            if failed:
+            if await _holds_any(parts, record.originals):
                 message = f"{record.fix.title}: could not be undone; " + "; ".join(left)
                 await self._note(record, RecordState.APPLIED, message, record.verification)
                 raise FixFailed(message)
@@ -385,6 +384,14 @@ async def _standing(parts: Sequence[Part], originals: Mapping[str, Original]) ->
     if originals_left == len(parts):
         return "original"
     return "partly" if ours else "foreign"
+
+
+async def _holds_any(parts: Sequence[Part], originals: Mapping[str, Original]) -> bool:
+    """Whether some part still holds what we wrote, or cannot be read."""
+    try:
+        return any([await part.read() == part.wanted != originals[part.name].value for part in parts])
+    except TriagedError:
+        return True
 
 
 async def _changed_since(parts: Sequence[Part], originals: Mapping[str, Original]) -> list[str]:

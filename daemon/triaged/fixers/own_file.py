@@ -159,6 +159,11 @@ class OwnFile:
             directory = _open_directory(above)
         try:
             os.mkdir(name, 0o755, dir_fd=directory)
+            made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                os.fchmod(made, 0o755)  # whatever the umask: `systemctl cat` is for everybody
+            finally:
+                os.close(made)
             os.fsync(directory)
         except FileExistsError:
             pass

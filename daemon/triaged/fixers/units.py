@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import mmap
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -220,6 +221,15 @@ class UnitPropertyFixer(TypeFixer[SetUnitProperty]):
             return known.text(known.parse(text)) if text else ""
         except ValueError:
             return text
+
+    def is_as_seen(self, fix: SetUnitProperty, present: str | None) -> bool:
+        seen = self.seen(fix)
+        if not seen or seen == present:
+            return True
+        # The finding saw the cgroup's file, where the kernel counts memory in whole pages; systemd keeps what it was told.
+        return fix.name.startswith("Memory") and bool(present) and present != "infinity" and seen.isdigit() and (
+            int(present or 0) // mmap.PAGESIZE == int(seen) // mmap.PAGESIZE
+        )
 
     def risk(self, fix: SetUnitProperty) -> str:
         return fix.risk or PROPERTIES[fix.name].risk

@@ -13,7 +13,7 @@ from typing import Union
 from triaged.fixers import probes
 from triaged.fixers.fixer import Probe
 
-TIME_LIMIT_S = 45.0  # probes end themselves after 30 s
+TIME_LIMIT_S = 35.0  # probes end themselves after 30 s
 
 
 @dataclass(frozen=True)

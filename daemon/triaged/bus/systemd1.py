@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The system's systemd on the bus: what `fixers.units` needs of it (org.freedesktop.systemd1(5))."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from triaged.bus.connection import Connection
+from triaged.bus.seam import Variant, plain
+from triaged.errors import BusError
+
+SYSTEMD = "org.freedesktop.systemd1"
+SYSTEMD_PATH = "/org/freedesktop/systemd1"
+MANAGER = "org.freedesktop.systemd1.Manager"
+UNIT = "org.freedesktop.systemd1.Unit"
+PROPERTIES = "org.freedesktop.DBus.Properties"
+RELOAD_TIMEOUT_S = 90.0
+# These are properties of every unit; the others belong to the interface of the unit's type.
+_OF_ALL = frozenset({"LoadState", "ActiveState", "DropInPaths", "FragmentPath", "Transient", "Id", "Names", "NeedDaemonReload"})
+
+
+class Systemd1:
+    """See `fixers.units.UnitManager`. `link` gives the connection to the system bus (None: there is none now)."""
+
+    def __init__(self, link: Callable[[], Connection | None]) -> None:
+        self._link = link
+
+    async def read_property(self, unit: str, name: str) -> str | int | bool | list[str]:
+        """A property of the unit; the unit is loaded where it is not."""
+        (path,) = await self._call("LoadUnit", "s", unit)
+        interface = UNIT if name in _OF_ALL else f"{SYSTEMD}.{unit.rsplit('.', 1)[1].capitalize()}"
+        reply = await self._connection().call(SYSTEMD, str(path), PROPERTIES, "Get", "ss", [interface, name])
+        value = plain(reply[0])
+        if not isinstance(value, (str, int, list)):
+            raise BusError("", f"systemd gave {name} of {unit} as {type(value).__name__}")
+        return value
+
+    async def set_property(self, unit: str, name: str, signature: str, value: int | str | bool, *, runtime: bool) -> None:
+        """SetUnitProperties with one property."""
+        await self._call("SetUnitProperties", "sba(sv)", unit, runtime, [[name, Variant(signature, value)]])
+
+    async def reload(self) -> None:
+        """daemon-reload. It waits for a Reload that is under way."""
+        await self._call("Reload", timeout_s=RELOAD_TIMEOUT_S)
+
+    async def _call(self, member: str, signature: str = "", *values: object, timeout_s: float = 25.0) -> list[object]:
+        return await self._connection().call(SYSTEMD, SYSTEMD_PATH, MANAGER, member, signature, values, timeout_s=timeout_s)
+
+    def _connection(self) -> Connection:
+        link = self._link()
+        if link is None:
+            raise BusError("", "the connection to the system bus is lost", "try again")
+        return link
