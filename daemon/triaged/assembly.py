@@ -14,6 +14,7 @@ from triaged.kernel.process_table import ProcessTable
 from triaged.policy import Policies, load_policies
 from triaged.rules import RULES
 from triaged.sources import SOURCE_NAMES, Parts, build_sources
+from triaged.sources.ledger import Ledger
 from triaged.sources.source import Source, SourceStatus
 from triaged.store import Store
 
@@ -64,6 +65,7 @@ def assemble(settings: Settings, store: Store, kernel: KernelPaths) -> Assembly:
         limits=settings.policies.limits,
         placements=settings.policies.placements,
         counters=store,
+        ledger=Ledger(),
     )
     sources = tuple(source for source in build_sources(parts) if source.name not in settings.config.disabled_sources)
     return Assembly(sources, Engine(RULES, store), table)

@@ -275,6 +275,10 @@ class Store:
         """The value up to which a kernel counter was reported, in this boot; None if it never was."""
         return self._counters.get(key)
 
+    def counters(self) -> dict[str, int]:
+        """Every counter baseline of this boot, by key."""
+        return dict(self._counters)
+
     def set_counter(self, key: str, value: int) -> None:
         """Notes how far a kernel counter was reported; call it after the engine took the fact that reports it.
 

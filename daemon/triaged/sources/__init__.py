@@ -9,6 +9,9 @@ from typing import Protocol
 from triaged.kernel.paths import KernelPaths
 from triaged.kernel.process_table import ProcessTable
 from triaged.model.requirement import ParameterRequirement, PlacementRequirement, ResourceLimitRequirement
+from triaged.sources.cgroups import CgroupEvents
+from triaged.sources.kernel_log import KernelLog
+from triaged.sources.ledger import Ledger
 from triaged.sources.process_events import ProcessEvents
 from triaged.sources.seccomp_audit import SeccompAudit
 from triaged.sources.source import Source
@@ -17,14 +20,14 @@ from triaged.sources.source import Source
 class Counters(Protocol):
     """How far kernel counters were reported before, over a restart of the daemon (the store keeps it)."""
 
-    def counter(self, key: str) -> int | None: ...
+    def counters(self) -> dict[str, int]: ...
     def set_counter(self, key: str, value: int) -> None: ...
     def forget_counter(self, key: str) -> None: ...
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What sources are built from."""
+    """What sources are built from. The ledger is where the kernel log and the counters find that they saw the same."""
 
     paths: KernelPaths
     table: ProcessTable
@@ -32,10 +35,23 @@ class Parts:
     limits: tuple[ResourceLimitRequirement, ...]
     placements: tuple[PlacementRequirement, ...]
     counters: Counters
+    ledger: Ledger
+
+
+def _cgroup_events(parts: Parts) -> Source:
+    def keep(key: str, total: int) -> None:
+        if total:
+            parts.counters.set_counter(key, total)
+        else:
+            parts.counters.forget_counter(key)
+
+    return CgroupEvents(parts.paths, parts.table, parts.counters.counters(), keep, parts.ledger)
 
 
 SOURCES: tuple[tuple[str, Callable[[Parts], Source]], ...] = (
     (ProcessEvents.name, lambda parts: ProcessEvents(parts.paths, parts.table, parts.placements, parts.limits)),
+    (CgroupEvents.name, _cgroup_events),
+    (KernelLog.name, lambda parts: KernelLog(parts.paths, parts.table, parts.ledger)),
     (SeccompAudit.name, lambda parts: SeccompAudit(parts.paths, parts.table)),
 )
 SOURCE_NAMES = tuple(name for name, _ in SOURCES)
