@@ -11,6 +11,7 @@ from triaged.errors import ConfigError
 
 INTERFACE_XML = "org.triaged.Triage1.xml"
 _INSTALLED_XML = "/usr/share/dbus-1/interfaces"
+_SHARED = ("/usr/local/share/triaged", "/usr/share/triaged")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def find_data(environ: Mapping[str, str] = os.environ) -> DataPaths:
             os.path.join(config, "policies"), os.path.join(config, "workloads.d"), os.path.join(config, "triaged.toml"),
             os.path.join(root, "dbus", INTERFACE_XML),
         )
-    tried = [os.path.join(sys.prefix, "share", "triaged"), "/usr/local/share/triaged", "/usr/share/triaged"]
+    tried = [os.path.join(sys.prefix, "share", "triaged"), *_SHARED]
     for directory in tried:
         if os.path.isdir(os.path.join(directory, "policies")):
             return _below(directory)

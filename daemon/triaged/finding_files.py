@@ -11,12 +11,12 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from triaged.errors import StateError
 from triaged.model.finding import Finding, State
-from triaged.model.fix import fix_as_dict, fix_from_dict
+from triaged.model.fix import Fix, fix_as_dict, fix_from_dict
 from triaged.model.verdict import Evidence, Kind, Severity
 
 VERSION = 1
@@ -24,6 +24,7 @@ MAX_FILE_BYTES = 1 << 20
 _SUFFIX = ".json"
 _BROKEN = ".broken"
 _NEW = ".new"
+_FIELD_KINDS = {"str": str, "int": int, "bool": bool}
 
 
 class _Newer(Exception):
@@ -66,6 +67,21 @@ def _typed(data: Mapping[str, Any], name: str, kind: type, default: object = Non
     return value
 
 
+def _fix(data: object) -> Fix:
+    """The fix of a state file. Raises: ValueError."""
+    if not isinstance(data, dict):
+        raise ValueError("'fixes' holds something else")
+    try:
+        fix = fix_from_dict(data)
+    except TypeError as error:
+        raise ValueError(f"'fixes': {error}") from error
+    for each in fields(fix):
+        kind = _FIELD_KINDS.get(str(each.type))
+        if kind is not None and type(getattr(fix, each.name)) is not kind:
+            raise ValueError(f"{each.name!r} of a fix is not {each.type}")
+    return fix
+
+
 def finding_from_dict(data: Mapping[str, Any]) -> Finding:
     """The finding that `finding_as_dict` wrote. Raises: ValueError."""
     owner = data.get("owner_uid")
@@ -81,9 +97,6 @@ def finding_from_dict(data: Mapping[str, Any]) -> Finding:
                 _typed(item, "private", bool, True),
             )
         )
-    fixes = _typed(data, "fixes", list, [])
-    if not all(isinstance(fix, dict) for fix in fixes):
-        raise ValueError("'fixes' holds something else")
     return Finding(
         identifier=_typed(data, "id", str),
         rule=_typed(data, "rule", str),
@@ -98,7 +111,7 @@ def finding_from_dict(data: Mapping[str, Any]) -> Finding:
         count=_typed(data, "count", int),
         owner_uid=owner,
         evidence=tuple(evidence),
-        fixes=tuple(fix_from_dict(fix) for fix in fixes),
+        fixes=tuple(_fix(item) for item in _typed(data, "fixes", list, [])),
         references=tuple(str(item) for item in _typed(data, "references", list, [])),
         reason=_typed(data, "reason", str, ""),
         pid=_typed(data, "pid", int, 0),
