@@ -77,6 +77,15 @@ def test_depends_on_packages_that_debian_12_and_13_have(deb: Path) -> None:
 
 
 @needs_debhelper
+def test_installing_neither_enables_nor_starts_and_an_upgrade_restarts_only_what_runs(deb: Path, tmp_path: Path) -> None:
+    subprocess.run(["dpkg-deb", "--control", deb, tmp_path], check=True)
+    postinst = (tmp_path / "postinst").read_text()
+    assert re.findall(r"deb-systemd-invoke (\S+)", postinst) == ["try-restart"]
+    assert "was-enabled" in postinst  # `enable` stands only where an administrator enabled it before
+    assert "deb-systemd-invoke stop" in (tmp_path / "prerm").read_text()
+
+
+@needs_debhelper
 @pytest.mark.skipif(shutil.which("lintian") is None, reason="lintian is not installed")
 def test_lintian_finds_no_error(deb: Path) -> None:
     command = ["lintian", "--allow-root", "--fail-on", "error", deb]

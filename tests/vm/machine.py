@@ -238,6 +238,10 @@ class Machine:
             archive.add(source, target.lstrip("/"), filter=_owned_by_root)
         self.run(["tar", "-C", "/", "--no-overwrite-dir", "-xf", "-"], stdin=buffer.getvalue())
 
+    def write(self, target: str, text: str) -> None:
+        """Makes a text file inside, and its directory."""
+        self.run(["sh", "-c", 'mkdir -p "$(dirname "$0")" && cat >"$0"', target], stdin=text.encode())
+
     def get(self, source: str) -> bytes:
         """The content of a file inside."""
         return self.run(["cat", source]).stdout

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real Go tests hit real limits on Debian 12 and 13, and what a person is told of it: list, signal, journal entry, explanation."""
+from __future__ import annotations
+
+from typing import Any
+
+from machine import Machine
+from observe import entries, findings, go_test, seconds_between, signals, wait_for_finding, watch_signals
+
+
+def alert_of(machine: Machine, finding: dict[str, Any]) -> dict[str, Any]:
+    """The one journal entry about the finding."""
+    found = entries(machine, f"TRIAGED_FINDING={finding['id']}")
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_go_test_over_tasks_max_is_told_within_a_second(machine: Machine) -> None:
+    watch_signals(machine)
+    failed = machine.run(go_test("worker", options="-p TasksMax=40"), timeout=180, check=False)
+    assert failed.status == 1
+    assert "resource temporarily unavailable" in failed.out
+
+    finding = wait_for_finding(machine, "cgroup.pids.limit-hit")
+    assert finding["kind"] == "hit"
+    assert finding["severity"] == "error"
+    assert finding["subject"]["unit"] == "run-tests.scope"
+    assert finding["evidence"]["pids.max"] in (40, "40")
+
+    (opened,) = [signal for signal in signals(machine, "FindingOpened") if signal["payload"]["data"][1] == finding["id"]]
+    assert opened["path"] == "/org/triaged/Triage1"
+    assert opened["payload"]["data"][2:] == ["cgroup.pids.limit-hit", 3]
+
+    alert = alert_of(machine, finding)
+    assert alert["PRIORITY"] == "3"
+    assert alert["TRIAGED_RULE"] == "cgroup.pids.limit-hit"
+    assert alert["TRIAGED_SUBJECT"]
+    assert alert["OBJECT_SYSTEMD_UNIT"] == "run-tests.scope"
+    assert len(alert["MESSAGE_ID"]) == 32
+    refused = [line for line in entries(machine, "_TRANSPORT=kernel") if "fork rejected by pids controller" in line["MESSAGE"]]
+    assert seconds_between(refused[0], alert) < 1.0
+
+    explained = machine.run(f"journalctl -x --no-pager MESSAGE_ID={alert['MESSAGE_ID']}").out
+    assert "Defined-By: triaged" in explained
+    assert finding["id"] in explained
+
+
+def test_a_limit_of_the_slice_is_blamed_on_the_slice(machine: Machine) -> None:
+    machine.write("/run/systemd/system/ci.slice.d/limit.conf", "[Slice]\nTasksMax=40\n")
+    machine.run("systemctl daemon-reload")
+    failed = machine.run(go_test("worker", options="--slice=ci.slice -p TasksMax=infinity"), timeout=180, check=False)
+    assert "resource temporarily unavailable" in failed.out
+    finding = wait_for_finding(machine, "cgroup.pids.limit-hit")
+    assert finding["subject"]["cgroup"] == "/ci.slice", finding
+
+
+def test_an_oom_kill_in_a_scope_names_the_scope_and_the_victim(machine: Machine) -> None:
+    failed = machine.run(go_test("store", options="-p MemoryMax=150M -p MemorySwapMax=0"), timeout=240, check=False)
+    assert failed.status == 1
+    assert "signal: killed" in failed.out
+
+    finding = wait_for_finding(machine, "cgroup.memory.oom-kill")
+    assert finding["kind"] == "hit"
+    assert finding["subject"]["unit"] == "run-tests.scope"
+    assert "store.test" in finding["summary"]
+    assert alert_of(machine, finding)["OBJECT_SYSTEMD_UNIT"] == "run-tests.scope"
+    assert not [other for other in findings(machine) if other["rule"] == "host.memory.oom-kill"]
+
+
+def test_a_system_call_that_the_units_filter_refuses_is_named(machine: Machine) -> None:
+    failed = machine.run(
+        "systemd-run --quiet --wait --pipe --unit=run-gate -p SystemCallFilter=~swapoff -p WorkingDirectory=/srv/faults "
+        "-E HOME=/root go test -count=1 ./gate",
+        timeout=180, check=False,
+    )
+    assert failed.status == 1
+    assert "bad system call" in failed.out
+
+    finding = wait_for_finding(machine, "seccomp.denied")
+    assert finding["kind"] == "hit"
+    assert "swapoff" in finding["summary"]
+    alert = alert_of(machine, finding)
+    assert alert["OBJECT_SYSTEMD_UNIT"] == "run-gate.service"
+    assert alert["OBJECT_PID"].isdecimal()
+    recorded = entries(machine, "_TRANSPORT=audit") or entries(machine, "_TRANSPORT=kernel")
+    records = [line for line in recorded if "syscall=168" in line["MESSAGE"]]
+    assert records
+    assert seconds_between(records[0], alert) < 1.0
+
+
+def test_go_test_in_default_slice_is_a_risk_and_not_a_hit(machine: Machine) -> None:
+    machine.run(go_test("healthy", unit="tests", options="--slice=default.slice", environment="TAKE=3s"), timeout=180)
+    finding = wait_for_finding(machine, "placement.forbidden-slice")
+    assert finding["kind"] == "risk"
+    assert "default.slice" in finding["summary"]
+
+
+def test_a_healthy_go_test_in_a_proper_place_is_no_finding(machine: Machine) -> None:
+    machine.run(go_test("healthy", options="--slice=ci.slice"), timeout=180)
+    machine.run("busctl call org.triaged.Triage1 /org/triaged/Triage1 org.triaged.Triage1.Manager Refresh")
+    assert findings(machine) == []
