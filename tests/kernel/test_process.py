@@ -23,6 +23,7 @@ from triaged.kernel.process import (
     parse_real_uid,
     parse_stat,
     pids,
+    read_cgroups,
     read_ci_job,
     read_exe,
     read_process,
@@ -92,6 +93,14 @@ def test_an_exiting_process_shows_no_version_1_cgroup(made_up_proc: MakeProc) ->
     assert read_process(made_up_proc(cgroup=version_1, flags=0x4), 100).cgroups == {}
     assert read_process(made_up_proc(cgroup=b"0::/ci.slice\n", flags=0x4), 100).cgroups == {"": "/ci.slice"}
     assert read_process(made_up_proc(cgroup=version_1), 100).cgroups["pids"] == "/"
+
+
+def test_the_cgroup_alone_is_not_taken_from_an_exiting_process(made_up_proc: MakeProc) -> None:
+    version_1 = b"2:pids:/\n1:name=systemd:/x.service\n0::/\n"
+    assert read_cgroups(made_up_proc(cgroup=version_1), 100)["name=systemd"] == "/x.service"
+    with pytest.raises(Gone):
+        read_cgroups(made_up_proc(cgroup=version_1, flags=0x4), 100)
+    assert read_cgroups(made_up_proc(cgroup=b"0::/\n", flags=0x4), 100) == {"": "/"}
 
 
 def test_a_real_zombie_is_no_claim_about_a_version_1_cgroup() -> None:

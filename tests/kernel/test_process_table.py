@@ -116,6 +116,18 @@ def test_a_zombie_keeps_what_was_known_of_it(made_up_proc: MakeProc) -> None:
     assert table.identify(100) == before
 
 
+def test_of_a_process_of_no_workload_the_cgroup_is_kept_until_more_is_wanted(made_up_proc: MakeProc) -> None:
+    table = ProcessTable(made_up_proc(exe="/bin/worker"), [GO_TEST])
+    table.remember_executed(100, "/bin/worker")
+    brief = table.last_known(100)
+    assert brief is not None
+    assert (brief.exe, brief.cgroup, brief.start_ticks) == ("/bin/worker", "/system.slice/ci.service", 0)
+    table.look_again(100)
+    full = table.last_known(100)
+    assert full is not None
+    assert (full.start_ticks, full.argv) == (5000, ("worker", "-v"))
+
+
 def test_a_look_through_proc_finds_only_workloads_and_forgets_the_dead(made_up_proc: MakeProc) -> None:
     add_test(made_up_proc, pid=100)
     add_test(made_up_proc, pid=101)

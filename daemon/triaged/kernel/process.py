@@ -14,9 +14,9 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from triaged.errors import Malformed, NotPermitted
+from triaged.errors import Gone, Malformed, NotPermitted
 from triaged.kernel.ci_environment import parse_ci_job
-from triaged.kernel.files import translated
+from triaged.kernel.files import read_bytes, translated
 from triaged.kernel.paths import KernelPaths
 from triaged.model.process import ProcessIdentity
 
@@ -60,6 +60,20 @@ def read_exe(paths: KernelPaths, pid: int) -> str:
         return os.readlink(path).removesuffix(_DELETED)
     except OSError as error:
         raise translated(error, path) from error
+
+
+def read_cgroups(paths: KernelPaths, pid: int) -> Mapping[str, str]:
+    """The cgroup path of a process in each hierarchy (see `parse_cgroups`).
+
+    Raises: Gone (also for an exiting process whose paths are not shown any more), NotPermitted, Malformed.
+    """
+    path = f"{paths.proc}/{pid}/cgroup"
+    cgroups = parse_cgroups(read_bytes(path, _CGROUP_CAP), path)
+    if len(cgroups) > 1 and "/" in cgroups.values():
+        stat = f"{paths.proc}/{pid}/stat"
+        if parse_stat(read_bytes(stat, _STAT_CAP), stat).is_exiting:
+            raise Gone(path)
+    return cgroups
 
 
 def read_start_ticks(paths: KernelPaths, pid: int) -> int:

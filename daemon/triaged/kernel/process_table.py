@@ -10,7 +10,7 @@ from triaged.errors import Gone, KernelError, NotPermitted
 from triaged.kernel.build_info import BuildInfoCache
 from triaged.kernel.go_module import read_package_in
 from triaged.kernel.paths import KernelPaths
-from triaged.kernel.process import pids, read_ci_job, read_exe, read_process, read_start_ticks
+from triaged.kernel.process import pids, read_cgroups, read_ci_job, read_exe, read_process, read_start_ticks
 from triaged.model.process import ProcessIdentity, WorkloadMatch
 from triaged.model.workload import PackageFrom, WorkloadDefinition, match_workload
 
@@ -45,8 +45,8 @@ class ProcessTable:
         """
         identity = self._recognised(read_process(self._paths, pid))
         known = self._known.get(pid)
-        if known is not None and known.start_ticks == identity.start_ticks and not identity.exe:
-            return known  # a zombie: its start time is all that is left of it
+        if known is not None and known.start_ticks in (0, identity.start_ticks) and not (identity.exe and identity.cgroups):
+            return known  # a zombie, or about to be one: little is left of it
         self.remember(identity)
         return identity
 
@@ -60,14 +60,21 @@ class ProcessTable:
         except KernelError:
             return self._known.get(pid)
 
-    def look_again(self, pid: int) -> None:
-        """Reads a process that an event spoke of, if it lives and was not read since its last exec.
+    def remember_executed(self, pid: int, exe: str) -> None:
+        """Keeps of a process of no workload what a later record cannot tell: its cgroup. About 20 µs.
 
-        The exec that made it what it is may have been in a burst, so a known process is compared by its executable.
+        Raises: Gone, NotPermitted, Malformed.
+        """
+        self.remember(ProcessIdentity(pid=pid, exe=exe, cgroups=read_cgroups(self._paths, pid)))
+
+    def look_again(self, pid: int) -> None:
+        """Reads a process that an event spoke of, if it lives and was not read in full since its last exec.
+
+        The exec that made it what it is may have been lost in a burst, so a known process is compared by its executable.
         """
         known = self._known.get(pid)
         try:
-            if known is None or read_exe(self._paths, pid) != known.exe:
+            if known is None or not known.start_ticks or read_exe(self._paths, pid) != known.exe:
                 self.read(pid)
         except KernelError:
             return  # gone: what is known of it stays

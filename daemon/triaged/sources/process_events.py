@@ -27,7 +27,7 @@ from triaged.sources.source import Source, SourceState
 
 log = logging.getLogger(__name__)
 
-_OTHERS_EACH_BATCH = 4  # processes of no workload that are read in full, for a seccomp record that may come later
+_OTHERS_EACH_BATCH = 16  # processes of no workload whose cgroup is read, for a seccomp record that may come later
 _PARENTS_EACH_BATCH = 16
 _PROCESSES_EACH_STEP = 64  # of a look through /proc, about 1 ms: then others run
 _PENDING_CAP = 8192
@@ -189,14 +189,15 @@ class ProcessEvents(Source):
         others = _OTHERS_EACH_BATCH
         for pid in dict.fromkeys(batch):
             try:
-                if self._table.may_be_workload(read_exe(self._paths, pid)):
+                exe = read_exe(self._paths, pid)
+                if self._table.may_be_workload(exe):
                     identity = self._table.read(pid)
                     if identity.workload is not None:
                         self.count("workload_processes")
                         self._found(identity)
                 elif others > 0:
                     others -= 1
-                    self._table.read(pid)
+                    self._table.remember_executed(pid, exe)
             except Gone:
                 self.count("gone_before_read")
             except NotPermitted:
