@@ -13,6 +13,7 @@ from triaged.model.cgroup import CgroupId
 from triaged.model.limit import Limit, Unknown
 from triaged.model.process import ProcessIdentity
 from triaged.model.requirement import ParameterRequirement, PlacementRequirement, ResourceLimitRequirement
+from triaged.model.usage import Usage
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,16 @@ class ExitFacts:
 
 
 @dataclass(frozen=True)
+class HeadroomFacts:
+    """How much of one limit is in use: of the cgroup that holds it, of a process, or (neither given) of the host."""
+
+    usage: Usage
+    cgroup: CgroupLimit | None = None
+    process: ProcessIdentity | None = None
+    time_usec: int = 0
+
+
+@dataclass(frozen=True)
 class SubjectGone:
     """A cgroup (`cgroup`) or process (`process`) that findings may be about no longer exists."""
 
@@ -149,4 +160,6 @@ class SubjectGone:
     time_usec: int = 0
 
 
-Fact = Union[ParameterFacts, ResourceLimitFacts, PidsFacts, OomFacts, SeccompFacts, PlacementFacts, ExitFacts, SubjectGone]
+Fact = Union[
+    ParameterFacts, ResourceLimitFacts, PidsFacts, OomFacts, SeccompFacts, PlacementFacts, ExitFacts, HeadroomFacts, SubjectGone,
+]

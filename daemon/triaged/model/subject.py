@@ -32,15 +32,19 @@ class HostSubject:
 
 @dataclass(frozen=True)
 class CgroupSubject:
-    """A cgroup, its unit and slice, and the user that it belongs to (`uid`, None for the system's own)."""
+    """A cgroup, its unit and slice, and the user that it belongs to (`uid`, None for the system's own).
+
+    `scope` tells findings of one rule about the same cgroup apart (the name of a limit), or is "".
+    """
 
     cgroup: CgroupId
     uid: int | None = None
+    scope: str = ""
 
     @property
     def key(self) -> str:
         # Not the inode: a unit that is restarted is the same unit to its operator.
-        return f"cgroup:{self.cgroup.path}"
+        return f"cgroup:{self.cgroup.path}" + (f"#{self.scope}" if self.scope else "")
 
     @property
     def owner_uid(self) -> int | None:

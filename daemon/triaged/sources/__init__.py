@@ -10,6 +10,7 @@ from triaged.kernel.paths import KernelPaths
 from triaged.kernel.process_table import ProcessTable
 from triaged.model.requirement import ParameterRequirement, PlacementRequirement, ResourceLimitRequirement
 from triaged.sources.cgroups import CgroupEvents
+from triaged.sources.headroom import Headroom
 from triaged.sources.kernel_log import KernelLog
 from triaged.sources.ledger import Ledger
 from triaged.sources.process_events import ProcessEvents
@@ -53,6 +54,7 @@ SOURCES: tuple[tuple[str, Callable[[Parts], Source]], ...] = (
     (CgroupEvents.name, _cgroup_events),
     (KernelLog.name, lambda parts: KernelLog(parts.paths, parts.table, parts.ledger)),
     (SeccompAudit.name, lambda parts: SeccompAudit(parts.paths, parts.table)),
+    (Headroom.name, lambda parts: Headroom(parts.paths, parts.table)),
 )
 SOURCE_NAMES = tuple(name for name, _ in SOURCES)
 
