@@ -10,7 +10,7 @@ import pytest
 import triaged
 
 PACKAGE = Path(triaged.__file__).parent
-TOP = frozenset({"__main__", "daemon", "run", "cli", "explain", "helper", "inspect"})
+TOP = frozenset({"__main__", "assembly", "daemon", "run", "cli", "explain", "helper", "inspect"})
 ANYTHING = frozenset({"*"})
 
 # Part -> the parts of ours that it may import, besides itself and errors.

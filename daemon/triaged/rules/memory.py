@@ -22,7 +22,7 @@ def _victims(facts: OomFacts) -> str:
         return many
     name = shown(victim.comm or victim.exe.rsplit("/", 1)[-1])
     one = f"pid {victim.pid}" + (f" ({name})" if name else "")
-    return one if facts.kills <= 1 else f"{many}, the last known is {one},"
+    return one if facts.kills <= 1 else f"{many}, one of them {one}"
 
 
 def _evidence(facts: OomFacts) -> list[Evidence]:

@@ -31,11 +31,11 @@ def forbidden_slice(facts: PlacementFacts) -> Verdict:
         return Undecided(subject, "the process's cgroup is not known")
     wanted = facts.requirement
     cgroup = CgroupId(path)
+    if container_of(path):
+        return Fine(subject, "it runs in a container of its own")
     if cgroup.slice == "-.slice" and not cgroup.unit and path != "/":
         # A container runtime's (/docker/buildkit/...), or made by hand: not a place in systemd's tree.
         return Undecided(subject, f"no unit of systemd owns {shown(path, 400)}")
-    if container_of(path):
-        return Fine(subject, "it runs in a container of its own")
     where = shown(cgroup.unit) if cgroup.unit == "init.scope" else shown(cgroup.slice)
     if not any(fnmatchcase(name, pattern) for name in (cgroup.slice, cgroup.unit) for pattern in wanted.forbidden_slices):
         return Fine(subject, f"policy {wanted.policy} does not mind {where}")

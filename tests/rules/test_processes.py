@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""seccomp records, resource limits and placement: facts in, verdict out."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from triaged.config import config_paths
+from triaged.model.facts import PlacementFacts, ResourceLimitFacts, SeccompFacts
+from triaged.model.fix import ManualStep, SetResourceLimit, SetUnitSetting
+from triaged.model.limit import UNLIMITED, Unknown
+from triaged.model.process import ProcessIdentity, WorkloadMatch
+from triaged.model.requirement import PlacementRequirement, ResourceLimitRequirement
+from triaged.model.verdict import Fine, Kind, Problem, Severity, Undecided, Verdict
+from triaged.policy import load_policies
+from triaged.rules.placement import forbidden_slice
+from triaged.rules.resource_limits import below_policy
+from triaged.rules.seccomp import seccomp_denied, seccomp_logged
+
+IDENTIFIER = "0123456789abcdef" * 4
+
+
+def process(path: str = "/system.slice/ci.service", **more: object) -> ProcessIdentity:
+    made = ProcessIdentity(
+        77, 700, uid=1000, comm="x.test", exe="/tmp/go-build1/b001/x.test", argv=("/tmp/x.test", "-test.v"), cgroups={"": path},
+        workload=WorkloadMatch("go-test", "test-binary", "example.org/x"),
+    )
+    return replace(made, **more)  # type: ignore[arg-type]
+
+
+def problem(verdict: Verdict) -> Problem:
+    assert isinstance(verdict, Problem), verdict
+    return verdict
+
+
+# seccomp
+
+DENIED = SeccompFacts(process(), "memfd_create", 319, "x86_64", "KILL_PROCESS", 4, 31, record="type=1326 ...", time_usec=42)
+
+
+@pytest.mark.parametrize(
+    ("action", "errno", "summary"),
+    [
+        ("KILL_PROCESS", 0, "seccomp killed /tmp/go-build1/b001/x.test (pid 77) for memfd_create()"),
+        ("KILL_THREAD", 0, "seccomp killed a thread of /tmp/go-build1/b001/x.test (pid 77) for memfd_create()"),
+        ("TRAP", 0, "seccomp sent SIGSYS to /tmp/go-build1/b001/x.test (pid 77) for memfd_create()"),
+        ("ERRNO", 1, "seccomp refused memfd_create() of /tmp/go-build1/b001/x.test (pid 77) with errno 1"),
+        ("ERRNO", 0, "seccomp refused memfd_create() of /tmp/go-build1/b001/x.test (pid 77)"),
+    ],
+)
+def test_a_refused_call_is_a_hit(action: str, errno: int, summary: str) -> None:
+    facts = replace(DENIED, action=action, errno=errno)
+    verdict = problem(seccomp_denied.judge(facts))
+    assert verdict.summary == summary
+    assert (verdict.occurrences, verdict.pid) == (4, 77)
+    assert verdict.subject.key == "program:/tmp/go-build1/b001/x.test@/system.slice/ci.service#memfd_create"
+    assert isinstance(seccomp_logged.judge(facts), Undecided)
+    assert seccomp_denied.kind is Kind.HIT
+
+
+@pytest.mark.parametrize(
+    ("action", "says"), [("LOG", "nothing was refused"), ("USER_NOTIF", "not recorded"), ("TRACE", "not recorded")]
+)
+def test_a_call_that_was_let_through_is_no_hit(action: str, says: str) -> None:
+    facts = replace(DENIED, action=action)
+    assert isinstance(seccomp_denied.judge(facts), Undecided)
+    verdict = problem(seccomp_logged.judge(facts))
+    assert says in verdict.summary
+    assert verdict.fixes == ()
+    assert (seccomp_logged.kind, seccomp_logged.severity) == (Kind.RISK, Severity.NOTICE)
+
+
+def test_an_unknown_action_decides_nothing() -> None:
+    for rule in (seccomp_denied, seccomp_logged):
+        assert isinstance(rule.judge(replace(DENIED, action="NEW")), Undecided)
+        assert isinstance(rule.judge(replace(DENIED, records=0)), Fine)
+
+
+def test_a_call_without_a_name_keeps_its_number() -> None:
+    verdict = problem(seccomp_denied.judge(replace(DENIED, syscall="999", syscall_number=999)))
+    assert "for system call 999 (x86_64)" in verdict.summary
+    assert [fix.key for fix in verdict.fixes] == ["manual:filter"]
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "first"),
+    [
+        ("/system.slice/ci.service", "manual:unit-filter", "systemctl"),
+        (f"/docker/{IDENTIFIER}", "manual:container-profile", "docker"),
+        (f"/kubepods/pod12345678-1234-1234-1234-123456789abc/{IDENTIFIER}", "manual:container-profile", ""),
+        ("/user.slice/user-1000.slice/session-1.scope", "manual:filter", ""),
+    ],
+)
+def test_where_the_filter_comes_from_decides_the_step(path: str, key: str, first: str) -> None:
+    (step,) = problem(seccomp_denied.judge(replace(DENIED, process=process(path)))).fixes
+    assert step.key == key
+    assert (step.commands[0][0] if step.commands else "") == first
+
+
+def test_a_comm_full_of_control_characters_is_escaped() -> None:
+    facts = replace(DENIED, process=process(exe="", comm="\x1b]0;x\x07\udcff"))
+    assert problem(seccomp_denied.judge(facts)).summary == "seccomp killed \\x1b]0;x\\x07\\xff (pid 77) for memfd_create()"
+
+
+# Resource limits
+
+WANTED = ResourceLimitRequirement("default", "NOFILE", 4096, Severity.WARNING, "because", ("go-test",), origin="default.toml:9")
+LOW = ResourceLimitFacts(process(), "NOFILE", 64, 64, WANTED, 42)
+
+
+def test_a_hard_limit_below_the_policy_is_a_risk() -> None:
+    verdict = problem(below_policy.judge(LOW))
+    assert verdict.summary == "hard RLIMIT_NOFILE of /tmp/go-build1/b001/x.test is 64, policy default wants at least 4096"
+    assert below_policy.kind is Kind.RISK
+    assert verdict.fixes[0] == SetResourceLimit(
+        77, 700, "NOFILE", 4096, 4096, "only this process and what it starts from now on", "64:64"
+    )
+    assert isinstance(verdict.fixes[1], SetUnitSetting)
+    assert (verdict.fixes[1].unit, verdict.fixes[1].name, verdict.fixes[1].value) == ("ci.service", "LimitNOFILE", "4096")
+    assert {item.source for item in verdict.evidence} == {"/proc/77/limits", "default.toml:9"}
+
+
+def test_every_run_of_a_workload_in_a_place_is_the_same_finding() -> None:
+    again = replace(LOW, process=process(pid=78, start_ticks=800, exe="/tmp/go-build2/b001/y.test"))
+    assert problem(below_policy.judge(again)).subject.key == problem(below_policy.judge(LOW)).subject.key
+    other = replace(LOW, resource="NPROC")
+    assert problem(below_policy.judge(other)).subject.key != problem(below_policy.judge(LOW)).subject.key
+
+
+@pytest.mark.parametrize("hard", [4096, 5000, UNLIMITED])
+def test_a_low_soft_limit_alone_is_fine(hard: object) -> None:
+    assert isinstance(below_policy.judge(replace(LOW, soft=64, hard=hard)), Fine)  # type: ignore[arg-type]
+
+
+def test_a_limit_that_could_not_be_read_decides_nothing() -> None:
+    assert isinstance(below_policy.judge(replace(LOW, hard=Unknown("permission denied"))), Undecided)
+
+
+def test_without_a_start_time_no_process_is_changed() -> None:
+    fixes = problem(below_policy.judge(replace(LOW, process=process(start_ticks=0)))).fixes
+    assert not any(isinstance(fix, SetResourceLimit) for fix in fixes)
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("/user.slice/user-1000.slice/session-1.scope", "manual:login-limit"),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/x.service", "manual:unit-limit"),
+        (f"/docker/{IDENTIFIER}", "manual:container-ulimit"),
+    ],
+)
+def test_where_the_limit_comes_from_decides_the_lasting_fix(path: str, key: str) -> None:
+    assert problem(below_policy.judge(replace(LOW, process=process(path)))).fixes[1].key == key
+
+
+# Placement
+
+(SHIPPED,) = load_policies(config_paths({}), ["default"]).placements
+
+
+@pytest.mark.parametrize(
+    ("path", "where"),
+    [
+        ("/default.slice/run.scope", "default.slice, unit run.scope"),
+        ("/default.slice", "default.slice"),
+        ("/", "-.slice"),
+        ("/init.scope", "init.scope"),
+        ("/system.slice/cron.service", "system.slice, unit cron.service"),
+        ("/system.slice/ssh.service", "system.slice, unit ssh.service"),
+        ("/system.slice/system-foo.slice/foo@1.service", "system-foo.slice, unit foo@1.service"),
+    ],
+)
+def test_the_default_policy_minds_the_system_s_own_places(path: str, where: str) -> None:
+    verdict = problem(forbidden_slice.judge(PlacementFacts(process(path), SHIPPED, time_usec=42)))
+    assert verdict.summary == f"go-test runs in {where}, which policy default forbids; policy default wants it in ci.slice"
+    assert verdict.severity is Severity.WARNING
+    assert verdict.pid == 77
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/user.slice/user-1000.slice/session-3.scope",
+        "/user.slice/user-1000.slice/user@1000.service/app.slice/app-org.gnome.Terminal.slice/vte-spawn-1.scope",
+        "/system.slice/actions.runner.org-repo.host.service",
+        "/system.slice/gitlab-runner.service",
+        "/system.slice/system-buildkite\\x2dagent.slice/buildkite-agent@1.service",
+        "/system.slice/run-r0123456789abcdef.scope",
+        "/ci.slice/job.scope",
+        f"/system.slice/docker-{IDENTIFIER}.scope",
+        f"/docker/{IDENTIFIER}",
+        "/machine.slice/machine-x.scope",
+    ],
+)
+def test_the_default_policy_does_not_mind_places_that_are_meant_for_it(path: str) -> None:
+    assert isinstance(forbidden_slice.judge(PlacementFacts(process(path), SHIPPED)), Fine)
+
+
+@pytest.mark.parametrize("path", ["", "/docker/buildkit/abcdefgh", "/made-by-hand"])
+def test_a_place_that_no_unit_owns_decides_nothing(path: str) -> None:
+    assert isinstance(forbidden_slice.judge(PlacementFacts(process(path), SHIPPED)), Undecided)
+
+
+def test_the_next_run_can_be_started_elsewhere_and_the_unit_moved() -> None:
+    step, setting = problem(forbidden_slice.judge(PlacementFacts(process("/system.slice/cron.service"), SHIPPED))).fixes
+    assert isinstance(step, ManualStep)
+    assert step.commands[0][:3] == ("systemd-run", "--scope", "--slice=ci.slice")
+    assert isinstance(setting, SetUnitSetting)
+    assert (setting.unit, setting.name, setting.value) == ("cron.service", "Slice", "ci.slice")
+
+
+def test_without_a_preferred_slice_nothing_is_proposed() -> None:
+    wanted = PlacementRequirement("mine", ("go-test",), ("system.slice",), why="w")
+    verdict = problem(forbidden_slice.judge(PlacementFacts(process("/system.slice/cron.service"), wanted, "/etc/x.slice")))
+    assert verdict.fixes == ()
+    assert verdict.summary == "go-test runs in system.slice, unit cron.service, which policy mine forbids"
+    assert "slice comes from" in {item.name for item in verdict.evidence}
