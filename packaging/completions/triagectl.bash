@@ -12,7 +12,7 @@ _triagectl_spec()
         "list") children="" options="-h --help --state --kind --severity --rule --unit -q --quiet --json --bus --color" places="" ;;
         "show") children="" options="-h --help --json --bus --color" places="@findings" ;;
         "watch") children="" options="-h --help -n --number --json --bus --color" places="" ;;
-        "log") children="" options="-h --help --finding --rule --since -n --lines -f --follow -x --explain --json --bus --color" places="@units" ;;
+        "log") children="" options="-h --help --finding --rule --since --directory -n --lines -f --follow -x --explain --json --bus --color" places="@units" ;;
         "rules") children="" options="-h --help -q --quiet --json --bus --color" places="@rules" ;;
         "completion") children="" options="-h --help --bus --color" places="bash+zsh+fish" ;;
     esac
@@ -45,6 +45,7 @@ _triagectl_value()
         "log:--finding") offer="@findings" ;;
         "log:--rule") offer="@rules" ;;
         "log:--since") offer="@nothing" ;;
+        "log:--directory") offer="@directories" ;;
         "log:-n"|"log:--lines") offer="@nothing" ;;
         "log:--bus") offer="system+session" ;;
         "log:--color") offer="auto+always+never" ;;

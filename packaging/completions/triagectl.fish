@@ -10,7 +10,7 @@ function __triagectl_at -d 'Whether the command line so far names this command' 
             continue
         end
         switch "$path:$word"
-            case ':--bus' ':--color' 'scan:--policy' 'scan:--bus' 'scan:--color' 'status:--bus' 'status:--color' 'list:--state' 'list:--kind' 'list:--severity' 'list:--rule' 'list:--unit' 'list:--bus' 'list:--color' 'show:--bus' 'show:--color' 'watch:-n' 'watch:--number' 'watch:--bus' 'watch:--color' 'log:--finding' 'log:--rule' 'log:--since' 'log:-n' 'log:--lines' 'log:--bus' 'log:--color' 'rules:--bus' 'rules:--color' 'completion:--bus' 'completion:--color'
+            case ':--bus' ':--color' 'scan:--policy' 'scan:--bus' 'scan:--color' 'status:--bus' 'status:--color' 'list:--state' 'list:--kind' 'list:--severity' 'list:--rule' 'list:--unit' 'list:--bus' 'list:--color' 'show:--bus' 'show:--color' 'watch:-n' 'watch:--number' 'watch:--bus' 'watch:--color' 'log:--finding' 'log:--rule' 'log:--since' 'log:--directory' 'log:-n' 'log:--lines' 'log:--bus' 'log:--color' 'rules:--bus' 'rules:--color' 'completion:--bus' 'completion:--color'
                 set is_value yes
             case ':scan' ':status' ':list' ':show' ':watch' ':log' ':rules' ':completion'
                 set path (string trim -- "$path $word")
@@ -66,6 +66,7 @@ complete -c triagectl -n '__triagectl_at \'log\'' -s h -l help -d 'show this hel
 complete -c triagectl -n '__triagectl_at \'log\'' -l finding -x -a '(triagectl list --quiet --state all 2>/dev/null)' -d 'only what is about this finding'
 complete -c triagectl -n '__triagectl_at \'log\'' -l rule -x -a '(triagectl rules --quiet 2>/dev/null)' -d 'only what this rule found'
 complete -c triagectl -n '__triagectl_at \'log\'' -l since -x -d 'not older than this, as for journalctl: today, --since=-1h, ...'
+complete -c triagectl -n '__triagectl_at \'log\'' -l directory -x -a '(__fish_complete_directories)' -d 'read the journal files in this directory, not this machine\'s journal'
 complete -c triagectl -n '__triagectl_at \'log\'' -s n -l lines -x -d 'only the last N entries'
 complete -c triagectl -n '__triagectl_at \'log\'' -s f -l follow -d 'go on with new entries as they come'
 complete -c triagectl -n '__triagectl_at \'log\'' -s x -l explain -d 'add the message catalog\'s explanation to each entry'

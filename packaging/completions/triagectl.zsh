@@ -48,6 +48,7 @@ _triagectl_log() {
         '--finding=[only what is about this finding]:id:_triagectl__findings' \
         '--rule=[only what this rule found]:rule:_triagectl__rules' \
         '--since=[not older than this, as for journalctl\: today, --since=-1h, ...]:time: ' \
+        '--directory=[read the journal files in this directory, not this machine'\''s journal]:dir:_files -/' \
         '(-n --lines)-n[only the last N entries]:n: ' \
         '(-n --lines)--lines=[only the last N entries]:n: ' \
         '(-f --follow)-f[go on with new entries as they come]' \

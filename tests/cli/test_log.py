@@ -1,4 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+import pathlib
+import shutil
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
 from triaged.cli.commands import build_parser
@@ -62,3 +69,87 @@ def test_a_catalog_entry_takes_the_fields_of_the_record() -> None:
     record = {"OBJECT_SYSTEMD_UNIT": "x\x1b.service"}
     lines = explanation_lines("A limit of @OBJECT_SYSTEMD_UNIT@ was hit.\n@NOT_THERE@", record, Style())
     assert lines == ["  ░░ A limit of x\\x1b.service was hit.", "  ░░ @NOT_THERE@"]
+
+
+# With journalctl itself
+
+REMOTE = "/usr/lib/systemd/systemd-journal-remote"
+UNIT = "actions.runner.service"
+OPENED = {
+    "MESSAGE": "13 forks refused at 64 tasks", "PRIORITY": "3", "SYSLOG_IDENTIFIER": "triaged",
+    "TRIAGED_RULE": "cgroup.pids.limit-hit", "TRIAGED_FINDING": "cgroup.pids.limit-hit-c4078caa", "OBJECT_SYSTEMD_UNIT": UNIT,
+    "_SYSTEMD_UNIT": "triaged.service", "_UID": "989",
+}
+
+
+@pytest.fixture
+def write_journal(tmp_path: pathlib.Path) -> Any:
+    """Writes a journal file with these entries, and gives its directory."""
+    need = [program for program in ("journalctl", REMOTE) if shutil.which(program) is None]
+    if need:
+        pytest.skip(f"not installed: {', '.join(need)}")
+
+    def write(*entries: Mapping[str, str | bytes]) -> pathlib.Path:
+        export = b""
+        for number, entry in enumerate(entries):
+            export += b"__REALTIME_TIMESTAMP=%d\n__MONOTONIC_TIMESTAMP=%d\n" % (1_800_000_000_000_000 + number, number)
+            export += b"_BOOT_ID=%032x\n" % 1
+            for name, value in entry.items():
+                data = value if isinstance(value, bytes) else value.encode()
+                # The Journal Export Format: what is not plain text is given with its length.
+                export += name.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
+            export += b"\n"
+        subprocess.run([REMOTE, "-o", str(tmp_path / "test.journal"), "-"], input=export, check=True, capture_output=True)
+        return tmp_path
+
+    return write
+
+
+def test_the_entries_of_a_unit_are_found_and_others_are_not(machine: Any, write_journal: Any) -> None:
+    journal = write_journal(OPENED, {**OPENED, "OBJECT_SYSTEMD_UNIT": "other.service", "MESSAGE": "about another"})
+    answer = machine.triagectl("log", "actions.runner", "--directory", str(journal))
+    assert answer.returncode == 0
+    assert "error     13 forks refused at 64 tasks" in answer.stdout
+    assert "cgroup.pids.limit-hit-c4078caa" in answer.stdout
+    assert "about another" not in answer.stdout
+
+
+def test_what_another_user_wrote_in_the_daemon_s_name_is_not_shown(machine: Any, write_journal: Any) -> None:
+    forged = {**OPENED, "_SYSTEMD_UNIT": "session-1.scope", "_UID": "4242", "MESSAGE": "forged"}
+    by_hand = {**OPENED, "_SYSTEMD_UNIT": "session-1.scope", "_UID": "0", "MESSAGE": "started by hand"}
+    answer = machine.triagectl("log", "--directory", str(write_journal(forged, by_hand)))
+    assert "forged" not in answer.stdout
+    assert "started by hand" in answer.stdout
+
+
+def test_entries_with_control_characters_are_spelled_out(machine: Any, write_journal: Any) -> None:
+    journal = write_journal({**OPENED, "MESSAGE": b"\x1b]0;owned\x07 \xff"})
+    answer = machine.triagectl("log", "--directory", str(journal))
+    assert "\\x1b]0;owned\\x07 \\xff" in answer.stdout
+
+
+def test_json_gives_the_journal_s_own_fields_one_entry_a_line(machine: Any, write_journal: Any) -> None:
+    journal = write_journal(OPENED, OPENED)
+    answer = machine.triagectl("log", "--json", "--finding", OPENED["TRIAGED_FINDING"], "--directory", str(journal))
+    first, second = map(json.loads, answer.stdout.splitlines())
+    assert first["TRIAGED_RULE"] == second["TRIAGED_RULE"] == "cgroup.pids.limit-hit"
+
+
+def test_a_journal_without_entries_is_told_on_standard_error(machine: Any, write_journal: Any) -> None:
+    answer = machine.triagectl("log", "nothing.service", "--directory", str(write_journal(OPENED)))
+    assert (answer.returncode, answer.stdout) == (0, "")
+    assert answer.stderr.endswith("no entries\n")
+
+
+def test_a_failure_of_journalctl_is_an_error(machine: Any, tmp_path: pathlib.Path) -> None:
+    if shutil.which("journalctl") is None:
+        pytest.skip("journalctl is not installed")
+    answer = machine.triagectl("log", "--since", "nonsense", "--directory", str(tmp_path))
+    assert answer.returncode == 2
+    assert "triagectl: journalctl failed with status 1" in answer.stderr
+
+
+def test_a_machine_without_journalctl_is_told_what_else_there_is(machine: Any, tmp_path: pathlib.Path) -> None:
+    answer = machine.triagectl("log", environment={"PATH": str(tmp_path)})
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("triagectl: journalctl is not installed\n")

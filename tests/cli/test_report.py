@@ -93,6 +93,15 @@ def test_control_characters_of_users_never_reach_the_output() -> None:
     assert any("owned" in line for line in lines)
 
 
+def test_a_record_of_several_lines_cannot_pass_for_other_evidence() -> None:
+    record = "killed (a)\npids.max = 1  /sys/fs/cgroup/forged\x1b"
+    lines = finding_lines(finding(evidence=(Evidence("kernel log", record, "kernel log"), Evidence("b", 1))), Style())
+    forged = next(line for line in lines if "forged" in line)
+    names = [line for line in lines if line.endswith("b = 1")]
+    assert forged.startswith(" " * (names[0].index("b") + 2) + "pids.max = 1")
+    assert forged.isprintable()
+
+
 def test_a_process_is_named_with_its_workload_package_and_place() -> None:
     who = ProcessIdentity(
         7, 1, comm="app.test", exe="/tmp/app.test", cgroups={"": "/default.slice/x.scope"},

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from triaged.bus.client import BlockingClient
 
 NO_SUCH_FINDING = "org.triaged.Triage1.Error.NoSuchFinding"
-# Errors of the bus that mean that nobody is there, by the last part of their names.
-_NOBODY = {"ServiceUnknown", "NameHasNoOwner", "NoServer", "FileNotFound", "Disconnected", "NoReply", "Spawn.ServiceNotFound"}
+# Errors that mean that nobody is there, by the last part of their names. Those of activation come from the bus or from systemd.
+_NOBODY = {"ServiceUnknown", "NameHasNoOwner", "NoServer", "FileNotFound", "Disconnected", "NoReply"}
+_NOT_STARTED = ("org.freedesktop.DBus.Error.Spawn.", "org.freedesktop.systemd1.")
 REMEDY = "start it with 'systemctl start triaged', name its bus with --bus, or look without it: 'triagectl scan'"
 
 
@@ -25,7 +26,7 @@ def bus_name(where: str) -> str:
 
 def is_nobody_there(error: BusError) -> bool:
     """Whether the error means that the bus or the daemon is not there, and not that it refused."""
-    return not error.name or error.name.rsplit(".", 1)[-1] in _NOBODY or error.name.endswith("Spawn.ServiceNotFound")
+    return not error.name or error.name.rsplit(".", 1)[-1] in _NOBODY or error.name.startswith(_NOT_STARTED)
 
 
 def unreachable(where: str, error: BusError) -> BusError:

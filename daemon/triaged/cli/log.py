@@ -40,6 +40,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--finding", metavar="ID", help="only what is about this finding")
     parser.add_argument("--rule", metavar="RULE", help="only what this rule found")
     parser.add_argument("--since", metavar="TIME", help="not older than this, as for journalctl: today, --since=-1h, ...")
+    parser.add_argument("--directory", metavar="DIR", help="read the journal files in this directory, not this machine's journal")
     parser.add_argument("-n", "--lines", metavar="N", type=int, help="only the last N entries")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with new entries as they come")
     parser.add_argument("-x", "--explain", action="store_true", help="add the message catalog's explanation to each entry")
@@ -56,6 +57,8 @@ def journalctl_argv(args: argparse.Namespace, uid: int) -> list[str]:
     argv = ["journalctl", "--no-pager", "--all", "--output=json"]
     if not args.json and not args.explain:  # an explanation may speak of any field
         argv.append("--output-fields=" + ",".join(_FIELDS))
+    if args.directory is not None:
+        argv.append(f"--directory={args.directory}")
     if args.since is not None:
         argv.append(f"--since={args.since}")
     if args.lines is not None:

@@ -97,13 +97,19 @@ def _evidence_lines(finding: FindingDocument, style: Style, indent: str) -> list
     out = []
     label = "evidence"
     for name, item in finding["evidence"].items():
-        lines = _labelled(label, f"{safe(name)} = {safe(item['value'])}", style, indent)
+        head = indent + padded(label, _LABEL_WIDTH)
+        inner = " " * (len(head) + 2)
+        # A record of several lines keeps them, each further in than the names: what a user chose cannot pass for a name.
+        first, *more = str(item["value"]).splitlines() or [""]
+        lines = wrapped(f"{safe(name)} = {safe(first)}", style.width, head, inner)
+        for text in more:
+            lines += wrapped(safe(text), style.width, inner)
+        lines[0] = indent + style.faint(padded(label, _LABEL_WIDTH)) + lines[0][len(head):]
         source = safe(item["source"])
-        if source:
-            if columns(lines[-1]) + 2 + columns(source) <= style.width:
-                lines[-1] += "  " + style.faint(source)
-            else:
-                lines.append(indent + " " * (_LABEL_WIDTH + 2) + style.faint(source))
+        if source and columns(lines[-1]) + 2 + columns(source) <= style.width:
+            lines[-1] += "  " + style.faint(source)
+        elif source:
+            lines.append(inner + style.faint(source))
         out += lines
         label = " "
     return out
@@ -119,7 +125,7 @@ def fix_lines(fix: FixDocument, style: Style, indent: str) -> list[str]:
     return lines
 
 
-def finding_lines(finding: FindingDocument, style: Style) -> list[str]:
+def finding_lines(finding: FindingDocument, style: Style, *, with_id: bool = True) -> list[str]:
     """A finding with its evidence and fixes, a few indented lines."""
     indent = "    "
     severity = safe(finding["severity"])
@@ -133,13 +139,14 @@ def finding_lines(finding: FindingDocument, style: Style) -> list[str]:
         lines += fix_lines(fix, style, indent)
     if not finding["fixes"]:
         lines += _labelled("fix", "none that triaged knows", style, indent)
-    lines += _labelled("id", style.faint(safe(finding["id"])), style, indent)
+    if with_id:
+        lines += _labelled("id", style.faint(safe(finding["id"])), style, indent)
     return lines
 
 
 def whole_finding_lines(finding: FindingDocument, explanation: str, style: Style) -> list[str]:
     """A finding with what it means and its history, for `triagectl show`."""
-    lines = finding_lines(finding, style)
+    lines = [style.strong(safe(finding["id"])), *finding_lines(finding, style, with_id=False)]
     first, last = moment(finding["first_seen_usec"]), moment(finding["last_seen_usec"])
     history = f"{counted(finding['count'], 'time')}, first {first}, last {last}"
     state = safe(finding["state"]) + (f": {safe(finding['reason'])}" if finding["reason"] else "")
