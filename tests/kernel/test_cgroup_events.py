@@ -115,6 +115,16 @@ def remove(directory: Path) -> None:
                 time.sleep(0.01)
 
 
+def make_below(hierarchy: Hierarchy, controller: str, directory: Path, *names: str) -> Path:
+    """Makes a cgroup below another one, with the controller's files in it."""
+    for name in names:
+        if hierarchy.is_v2:
+            (directory / "cgroup.subtree_control").write_text(f"+{controller}")
+        directory = directory / name
+        directory.mkdir()
+    return directory
+
+
 def fork_in(directory: Path, children: int) -> int:
     """How many of so many forks in the cgroup were refused."""
     done = subprocess.run([sys.executable, "-c", _FORKS, str(directory), str(children)], capture_output=True, check=False)
@@ -219,10 +229,9 @@ async def test_refused_forks_are_told_within_a_second_with_the_cgroup_whose_limi
 
 
 async def test_an_ancestors_pids_max_is_named_as_the_owner(own_cgroup) -> None:
-    _, path, directory = own_cgroup("pids", "ancestor")
+    hierarchy, path, directory = own_cgroup("pids", "ancestor")
     (directory / "pids.max").write_text("3")
-    leaf = directory / "middle" / "leaf"
-    leaf.mkdir(parents=True)
+    leaf = make_below(hierarchy, "pids", directory, "middle", "leaf")
     events, log = sources()
     async with Watching(log, events) as watching:
         await need_log(log)
@@ -245,15 +254,14 @@ async def test_later_refusals_in_the_same_cgroup_are_counted_too(own_cgroup) -> 
 
 
 async def test_a_refusal_is_told_although_its_cgroup_is_removed_at_once(own_cgroup) -> None:
-    _, path, directory = own_cgroup("pids", "fleeting")
+    hierarchy, path, directory = own_cgroup("pids", "fleeting")
     (directory / "pids.max").write_text("3")
-    leaf = directory / "leaf"
     events, log = sources()
     async with Watching(log, events) as watching:
         await need_log(log)
 
         def hit_and_vanish() -> None:
-            leaf.mkdir()
+            leaf = make_below(hierarchy, "pids", directory, "leaf")
             assert fork_in(leaf, 5) > 0
             remove(leaf)
 
@@ -267,8 +275,7 @@ async def test_a_refusal_is_told_although_its_cgroup_is_removed_at_once(own_cgro
 async def test_a_kill_is_told_once_with_victim_record_and_owner(own_cgroup) -> None:
     hierarchy, path, directory = own_cgroup("memory", "oom")
     limit_memory(hierarchy, directory)
-    leaf = directory / "leaf"
-    leaf.mkdir()
+    leaf = make_below(hierarchy, "memory", directory, "leaf")
     events, log = sources()
     async with Watching(log, events) as watching:
         await need_log(log)
@@ -296,8 +303,7 @@ async def test_many_kills_in_fleeting_cgroups_are_each_told_once(own_cgroup) -> 
 
         def storm() -> None:
             for number in range(kills):
-                leaf = directory / f"leaf-{number}"
-                leaf.mkdir()
+                leaf = make_below(hierarchy, "memory", directory, f"leaf-{number}")
                 eat_in(leaf)
                 remove(leaf)
 

@@ -11,7 +11,6 @@ tasks; and all local counters once a minute. Without the kernel log all are look
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -201,9 +200,15 @@ class CgroupEvents(Source):
 
     async def _sleep(self) -> None:
         until = min(self._settle_at, self._hot_at, self._sweep_at, self._ledger.next_due() or _NEVER, self._next_refusal())
-        timeout = None if until == _NEVER else max(0.0, until - time.monotonic())
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), timeout)
+        timer: asyncio.TimerHandle | None = None
+        if until != _NEVER:
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the wake-up.
+            timer = asyncio.get_running_loop().call_later(max(0.0, until - time.monotonic()), self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
         self._wake.clear()
 
     async def _handle(self) -> None:
