@@ -23,9 +23,10 @@ from triaged.kernel.process import (
     parse_real_uid,
     parse_stat,
     pids,
-    read_cgroups,
+    read_cgroup_record,
     read_ci_job,
     read_exe,
+    read_exes,
     read_process,
     read_start_ticks,
 )
@@ -96,11 +97,25 @@ def test_an_exiting_process_shows_no_version_1_cgroup(made_up_proc: MakeProc) ->
 
 
 def test_the_cgroup_alone_is_not_taken_from_an_exiting_process(made_up_proc: MakeProc) -> None:
-    version_1 = b"2:pids:/\n1:name=systemd:/x.service\n0::/\n"
-    assert read_cgroups(made_up_proc(cgroup=version_1), 100)["name=systemd"] == "/x.service"
+    version_1, version_2 = b"2:pids:/\n1:name=systemd:/x.service\n0::/\n", b"0::/\n"
+    assert read_cgroup_record(made_up_proc(cgroup=version_1), 100) == version_1
     with pytest.raises(Gone):
-        read_cgroups(made_up_proc(cgroup=version_1, flags=0x4), 100)
-    assert read_cgroups(made_up_proc(cgroup=b"0::/\n", flags=0x4), 100) == {"": "/"}
+        read_cgroup_record(made_up_proc(cgroup=version_1, flags=0x4), 100)
+    assert read_cgroup_record(made_up_proc(cgroup=version_2, flags=0x4), 100) == version_2
+
+
+def test_of_a_storm_only_the_living_are_read() -> None:
+    child = subprocess.Popen(["/bin/true"])
+    child.wait()
+    zombie = subprocess.Popen(["/bin/true"])
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    found = read_exes(KernelPaths(), [child.pid, os.getpid(), zombie.pid])
+    zombie.wait()
+    assert found == ([(os.getpid(), os.path.realpath("/proc/self/exe"))], 0)
+
+
+def test_in_a_made_up_proc_only_its_own_processes_count(made_up_proc: MakeProc) -> None:
+    assert read_exes(made_up_proc(), [100, os.getpid()]) == ([(100, "/usr/bin/worker")], 0)
 
 
 def test_a_real_zombie_is_no_claim_about_a_version_1_cgroup() -> None:

@@ -117,11 +117,16 @@ def test_a_zombie_keeps_what_was_known_of_it(made_up_proc: MakeProc) -> None:
 
 
 def test_of_a_process_of_no_workload_the_cgroup_is_kept_until_more_is_wanted(made_up_proc: MakeProc) -> None:
-    table = ProcessTable(made_up_proc(exe="/bin/worker"), [GO_TEST])
+    table = ProcessTable(made_up_proc(exe="/bin/worker"), [GO_TEST], cap=4)
     table.remember_executed(100, "/bin/worker")
     brief = table.last_known(100)
     assert brief is not None
     assert (brief.exe, brief.cgroup, brief.start_ticks) == ("/bin/worker", "/system.slice/ci.service", 0)
+    for pid in range(200, 206):
+        made_up_proc(pid=pid)
+        table.remember_executed(pid, "/bin/other")
+    assert table.forgotten == 3
+    assert table.last_known(100) is None
     table.look_again(100)
     full = table.last_known(100)
     assert full is not None

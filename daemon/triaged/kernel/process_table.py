@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from sys import intern
 
 from triaged.errors import Gone, KernelError, NotPermitted
 from triaged.kernel.build_info import BuildInfoCache
 from triaged.kernel.go_module import read_package_in
 from triaged.kernel.paths import KernelPaths
-from triaged.kernel.process import pids, read_cgroups, read_ci_job, read_exe, read_process, read_start_ticks
+from triaged.kernel.process import parse_cgroups, pids, read_cgroup_record, read_ci_job, read_exe, read_process, read_start_ticks
 from triaged.model.process import ProcessIdentity, WorkloadMatch
 from triaged.model.workload import PackageFrom, WorkloadDefinition, match_workload
+
+_ANSWERS_CAP = 1024
+_PARSED_CAP = 256
 
 
 class ProcessTable:
     """Processes by pid, the newest `cap` of them; what was forgotten for lack of room is counted in `forgotten`.
 
+    Of a process of no workload that was only seen to be executed, as little as is needed is kept (about 160 bytes).
     Live processes of workloads are kept apart from the rest (`workload_processes`), at most `cap` too.
     `unreadable_programs` counts executables that were no sound ELF files; `unreadable_processes` are those whose
     executable the last look through /proc might not read.
@@ -28,7 +33,10 @@ class ProcessTable:
         self._definitions = tuple(workloads)
         self._cap = cap
         self._known: OrderedDict[int, ProcessIdentity] = OrderedDict()
+        self._brief: dict[int, tuple[str, Mapping[str, str]]] = {}
         self._live: dict[int, ProcessIdentity] = {}
+        self._parsed: dict[bytes, Mapping[str, str]] = {}
+        self._answers: dict[str, bool] = {}
         self._build_infos = BuildInfoCache()
         self.forgotten = 0
         self.unreadable_programs = 0
@@ -36,7 +44,13 @@ class ProcessTable:
 
     def may_be_workload(self, exe: str) -> bool:
         """Whether some workload has executables of that name. Cheap: asked for every exec."""
-        return any(pattern.matches_exe(exe) for definition in self._definitions for pattern in definition.processes)
+        answer = self._answers.get(exe)
+        if answer is None:
+            if len(self._answers) >= _ANSWERS_CAP:
+                self._answers.clear()
+            answer = any(pattern.matches_exe(exe) for definition in self._definitions for pattern in definition.processes)
+            self._answers[exe] = answer
+        return answer
 
     def read(self, pid: int) -> ProcessIdentity:
         """A live process, with its workload and CI job; remembers it.
@@ -44,7 +58,7 @@ class ProcessTable:
         Raises: Gone, NotPermitted, Malformed.
         """
         identity = self._recognised(read_process(self._paths, pid))
-        known = self._known.get(pid)
+        known = self.last_known(pid)
         if known is not None and known.start_ticks in (0, identity.start_ticks) and not (identity.exe and identity.cgroups):
             return known  # a zombie, or about to be one: little is left of it
         self.remember(identity)
@@ -58,21 +72,33 @@ class ProcessTable:
         try:
             return self.read(pid)
         except KernelError:
-            return self._known.get(pid)
+            return self.last_known(pid)
 
     def remember_executed(self, pid: int, exe: str) -> None:
         """Keeps of a process of no workload what a later record cannot tell: its cgroup. About 20 µs.
 
         Raises: Gone, NotPermitted, Malformed.
         """
-        self.remember(ProcessIdentity(pid=pid, exe=exe, cgroups=read_cgroups(self._paths, pid)))
+        record = read_cgroup_record(self._paths, pid)
+        cgroups = self._parsed.get(record)
+        if cgroups is None:
+            if len(self._parsed) >= _PARSED_CAP:
+                self._parsed.clear()
+            cgroups = self._parsed[record] = parse_cgroups(record, f"{self._paths.proc}/{pid}/cgroup")
+        self._known.pop(pid, None)
+        self._live.pop(pid, None)
+        self._brief.pop(pid, None)  # the newest goes to the end
+        self._brief[pid] = (intern(exe), cgroups)
+        if len(self._brief) > self._cap:
+            del self._brief[next(iter(self._brief))]
+            self.forgotten += 1
 
     def look_again(self, pid: int) -> None:
         """Reads a process that an event spoke of, if it lives and was not read in full since its last exec.
 
         The exec that made it what it is may have been lost in a burst, so a known process is compared by its executable.
         """
-        known = self._known.get(pid)
+        known = self.last_known(pid)
         try:
             if known is None or not known.start_ticks or read_exe(self._paths, pid) != known.exe:
                 self.read(pid)
@@ -81,10 +107,15 @@ class ProcessTable:
 
     def last_known(self, pid: int) -> ProcessIdentity | None:
         """What was last read of a pid, without looking again."""
-        return self._known.get(pid)
+        identity = self._known.get(pid)
+        if identity is None and pid in self._brief:
+            exe, cgroups = self._brief[pid]
+            identity = ProcessIdentity(pid=pid, exe=exe, cgroups=cgroups)
+        return identity
 
     def remember(self, identity: ProcessIdentity) -> None:
         """Keeps an identity; the least recently remembered one makes room."""
+        self._brief.pop(identity.pid, None)
         self._known[identity.pid] = identity
         self._known.move_to_end(identity.pid)
         if len(self._known) > self._cap:
@@ -101,10 +132,10 @@ class ProcessTable:
         """Takes note that a signal ended a process. Of one that was never read (it lived too short, or it only forked) the
         parent's cgroup is taken: a child is born into it. An unknown parent is looked up if `may_look`.
         """
-        known = self._known.get(pid) or ProcessIdentity(pid=pid)
+        known = self.last_known(pid) or ProcessIdentity(pid=pid)
         if known.cgroups:
             return
-        origin = self._known.get(parent) or (self.identify(parent) if may_look else None)
+        origin = self.last_known(parent) or (self.identify(parent) if may_look else None)
         if origin is not None:
             self.remember(replace(known, ppid=parent, cgroups=origin.cgroups))
 

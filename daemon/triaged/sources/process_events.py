@@ -15,7 +15,7 @@ from triaged.kernel.capabilities import CAP_SYS_PTRACE, has_capability
 from triaged.kernel.connector import Exit, ProcessConnector
 from triaged.kernel.namespaces import is_initial_namespace
 from triaged.kernel.paths import KernelPaths
-from triaged.kernel.process import read_exe
+from triaged.kernel.process import read_exes
 from triaged.kernel.process_table import ProcessTable
 from triaged.kernel.resource_limits import read_resource_limits
 from triaged.kernel.unit_files import read_slice_origin
@@ -186,10 +186,14 @@ class ProcessEvents(Source):
         return bool(batch.executed or batch.killed or batch.lost or batch.malformed)
 
     def _executed(self, batch: list[int]) -> None:
+        pids = dict.fromkeys(batch)
+        alive, refused = read_exes(self._paths, pids)
+        if refused:
+            self.count("not_permitted", refused)
+        gone = len(pids) - len(alive) - refused
         others = _OTHERS_EACH_BATCH
-        for pid in dict.fromkeys(batch):
+        for pid, exe in alive:
             try:
-                exe = read_exe(self._paths, pid)
                 if self._table.may_be_workload(exe):
                     identity = self._table.read(pid)
                     if identity.workload is not None:
@@ -199,11 +203,13 @@ class ProcessEvents(Source):
                     others -= 1
                     self._table.remember_executed(pid, exe)
             except Gone:
-                self.count("gone_before_read")
+                gone += 1
             except NotPermitted:
                 self.count("not_permitted")
             except KernelError:
                 self.count("malformed")
+        if gone:
+            self.count("gone_before_read", gone)
 
     def _killed(self, event: Exit, may_look: bool) -> None:
         self.count("killed_by_signal")
