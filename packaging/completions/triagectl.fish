@@ -10,9 +10,9 @@ function __triagectl_at -d 'Whether the command line so far names this command' 
             continue
         end
         switch "$path:$word"
-            case ':--bus' ':--color' 'scan:--policy' 'scan:--bus' 'scan:--color' 'status:--bus' 'status:--color' 'list:--state' 'list:--kind' 'list:--severity' 'list:--rule' 'list:--unit' 'list:--bus' 'list:--color' 'show:--bus' 'show:--color' 'watch:-n' 'watch:--number' 'watch:--bus' 'watch:--color' 'log:--finding' 'log:--rule' 'log:--since' 'log:--directory' 'log:-n' 'log:--lines' 'log:--bus' 'log:--color' 'rules:--bus' 'rules:--color' 'completion:--bus' 'completion:--color'
+            case ':--bus' ':--color' 'scan:--policy' 'scan:--bus' 'scan:--color' 'status:--bus' 'status:--color' 'list:--state' 'list:--kind' 'list:--severity' 'list:--rule' 'list:--unit' 'list:--bus' 'list:--color' 'show:--bus' 'show:--color' 'watch:-n' 'watch:--number' 'watch:--bus' 'watch:--color' 'inspect:--bus' 'inspect:--color' 'log:--finding' 'log:--rule' 'log:--since' 'log:--directory' 'log:-n' 'log:--lines' 'log:--bus' 'log:--color' 'rules:--bus' 'rules:--color' 'completion:--bus' 'completion:--color'
                 set is_value yes
-            case ':scan' ':status' ':list' ':show' ':watch' ':log' ':rules' ':completion'
+            case ':scan' ':status' ':list' ':show' ':watch' ':inspect' ':log' ':rules' ':completion'
                 set path (string trim -- "$path $word")
         end
     end
@@ -25,6 +25,7 @@ complete -c triagectl -n '__triagectl_at \'\'' -f -a status -d 'how the daemon a
 complete -c triagectl -n '__triagectl_at \'\'' -f -a list -d 'the findings of the daemon'
 complete -c triagectl -n '__triagectl_at \'\'' -f -a show -d 'one finding with its evidence and fixes'
 complete -c triagectl -n '__triagectl_at \'\'' -f -a watch -d 'print findings as they come'
+complete -c triagectl -n '__triagectl_at \'\'' -f -a inspect -d 'every limit of a process or unit, and which binds first'
 complete -c triagectl -n '__triagectl_at \'\'' -f -a log -d 'what the journal says of a unit\'s findings'
 complete -c triagectl -n '__triagectl_at \'\'' -f -a rules -d 'what triaged can find: the rule manual'
 complete -c triagectl -n '__triagectl_at \'\'' -f -a completion -d 'print the completion script of a shell'
@@ -62,6 +63,11 @@ complete -c triagectl -n '__triagectl_at \'watch\'' -s n -l number -x -d 'end af
 complete -c triagectl -n '__triagectl_at \'watch\'' -l json -d 'print JSON, one finding a line'
 complete -c triagectl -n '__triagectl_at \'watch\'' -l bus -x -a 'system session' -d 'the message bus where the daemon is: system, session, or an address (default: $TRIAGED_BUS, else system)'
 complete -c triagectl -n '__triagectl_at \'watch\'' -l color -x -a 'auto always never' -d 'colours: auto (on a terminal, unless $NO_COLOR is set), always, never'
+complete -c triagectl -n '__triagectl_at \'inspect\'' -s h -l help -d 'show this help message and exit'
+complete -c triagectl -n '__triagectl_at \'inspect\'' -l json -d 'print JSON'
+complete -c triagectl -n '__triagectl_at \'inspect\'' -l bus -x -a 'system session' -d 'the message bus where the daemon is: system, session, or an address (default: $TRIAGED_BUS, else system)'
+complete -c triagectl -n '__triagectl_at \'inspect\'' -l color -x -a 'auto always never' -d 'colours: auto (on a terminal, unless $NO_COLOR is set), always, never'
+complete -c triagectl -n '__triagectl_at \'inspect\'' -f
 complete -c triagectl -n '__triagectl_at \'log\'' -s h -l help -d 'show this help message and exit'
 complete -c triagectl -n '__triagectl_at \'log\'' -l finding -x -a '(triagectl list --quiet --state all 2>/dev/null)' -d 'only what is about this finding'
 complete -c triagectl -n '__triagectl_at \'log\'' -l rule -x -a '(triagectl rules --quiet 2>/dev/null)' -d 'only what this rule found'

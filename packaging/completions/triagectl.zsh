@@ -61,6 +61,16 @@ _triagectl_log() {
         ':unit:_triagectl__units'
 }
 
+_triagectl_inspect() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--json[print JSON]' \
+        '--bus=[the message bus where the daemon is\: system, session, or an address (default\: $TRIAGED_BUS, else system)]:bus:(system session)' \
+        '--color=[colours\: auto (on a terminal, unless $NO_COLOR is set), always, never]:when:(auto always never)' \
+        ':pid|unit: '
+}
+
 _triagectl_watch() {
     _arguments -s \
         '(-h --help)-h[show this help message and exit]' \
@@ -127,6 +137,7 @@ _triagectl() {
         'list:the findings of the daemon'
         'show:one finding with its evidence and fixes'
         'watch:print findings as they come'
+        'inspect:every limit of a process or unit, and which binds first'
         'log:what the journal says of a unit'\''s findings'
         'rules:what triaged can find\: the rule manual'
         'completion:print the completion script of a shell'
@@ -148,6 +159,7 @@ _triagectl() {
                 list) _triagectl_list ;;
                 show) _triagectl_show ;;
                 watch) _triagectl_watch ;;
+                inspect) _triagectl_inspect ;;
                 log) _triagectl_log ;;
                 rules) _triagectl_rules ;;
                 completion) _triagectl_completion ;;

@@ -16,11 +16,12 @@ import sys
 import tempfile
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
 
+from triaged.bus.client import BlockingClient
 from triaged.model.cgroup import CgroupId
 from triaged.model.fix import SetUnitProperty
 from triaged.model.process import ProcessIdentity
@@ -110,9 +111,8 @@ def _copy_package(name: str, directory: pathlib.Path) -> None:
         shutil.copytree(spec.submodule_search_locations[0], directory / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    """A place for triagectl without a daemon. Every user may read it."""
+@contextlib.contextmanager
+def _machine() -> Iterator[Machine]:
     with tempfile.TemporaryDirectory(prefix="triaged-test-") as name:
         directory = pathlib.Path(name)
         directory.chmod(0o755)
@@ -148,6 +148,13 @@ def remember_findings(state: pathlib.Path) -> None:
     store.flush()
 
 
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """A place for triagectl without a daemon. Every user may read it."""
+    with _machine() as found:
+        yield found
+
+
 @dataclass
 class Daemon:
     """A running daemon and its bus."""
@@ -161,38 +168,66 @@ class Daemon:
         """Has the daemon read its configuration again."""
         self.process.send_signal(signal.SIGHUP)
 
+    def open_findings(self) -> int:
+        """How many findings are open."""
+        with BlockingClient(self.address) as client:
+            return int(client.manager_properties()["OpenFindings"])
 
-@pytest.fixture
-def daemon(machine: Machine) -> Iterator[Daemon]:
-    """The daemon, answering, and triagectl's environment set to its bus. The policy asks for nothing yet."""
+
+@contextlib.contextmanager
+def _daemon() -> Iterator[Daemon]:
     if shutil.which("dbus-daemon") is None:
         pytest.skip("dbus-daemon is not installed")
-    state = machine.directory / "state"
-    remember_findings(state)
-    config = machine.directory / "bus.conf"
-    config.write_text(_BUS.format(socket=machine.directory / "bus"))
-    bus = subprocess.Popen(["dbus-daemon", f"--config-file={config}", "--nofork", "--print-pid=1"], stdout=subprocess.PIPE)
-    assert bus.stdout is not None
-    assert bus.stdout.readline()
-    address = f"unix:path={machine.directory}/bus"
-    machine.environment |= {"TRIAGED_BUS": address, "DBUS_SYSTEM_BUS_ADDRESS": address}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "triaged", "--bus", address, "--state-directory", str(state), "--no-print-findings"],
-        env={**os.environ, **machine.environment}, cwd="/",
-    )
-    try:
-        wait_for(lambda: machine.triagectl("status").returncode == 0)
-        yield Daemon(machine, address, process, bus)
-    finally:
-        for each in (process, bus):
-            each.terminate()
-            each.wait(20)
-        bus.stdout.close()
+    with _machine() as machine:
+        state = machine.directory / "state"
+        remember_findings(state)
+        config = machine.directory / "bus.conf"
+        config.write_text(_BUS.format(socket=machine.directory / "bus"))
+        bus = subprocess.Popen(["dbus-daemon", f"--config-file={config}", "--nofork", "--print-pid=1"], stdout=subprocess.PIPE)
+        assert bus.stdout is not None
+        assert bus.stdout.readline()
+        address = f"unix:path={machine.directory}/bus"
+        machine.environment |= {"TRIAGED_BUS": address, "DBUS_SYSTEM_BUS_ADDRESS": address}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "triaged", "--bus", address, "--state-directory", str(state), "--no-print-findings"],
+            env={**os.environ, **machine.environment}, cwd="/",
+        )
+        try:
+            wait_for(lambda: machine.triagectl("status").returncode == 0)
+            yield Daemon(machine, address, process, bus)
+        finally:
+            for each in (process, bus):
+                each.terminate()
+                each.wait(20)
+            bus.stdout.close()
 
 
-def wait_for(condition: object, timeout_s: float = 60) -> None:
-    """Asks until the condition holds; each question takes the time of a process, so that this does not spin."""
-    assert callable(condition)
+@pytest.fixture(scope="module")
+def shared_daemon() -> Iterator[Daemon]:
+    """One daemon for all tests of a module."""
+    with _daemon() as found:
+        yield found
+
+
+@pytest.fixture
+def daemon(shared_daemon: Daemon) -> Iterator[Daemon]:
+    """A daemon that answers, with two open findings and a policy that asks for nothing; triagectl is set to its bus."""
+    yield shared_daemon
+    shared_daemon.machine.write_policy()
+    if shared_daemon.open_findings() != 2:
+        shared_daemon.reload()
+        wait_for(lambda: shared_daemon.open_findings() == 2)
+
+
+@pytest.fixture
+def lonely_daemon() -> Iterator[Daemon]:
+    """A daemon for one test, which may break it."""
+    with _daemon() as found:
+        yield found
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    """Asks until the condition holds; each question takes a process or a message, so that this hardly spins."""
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "it did not come"
