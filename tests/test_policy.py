@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triaged.config import ConfigPaths, config_paths, load_workloads
@@ -290,6 +290,7 @@ wishes = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(wishes, min_size=1, max_size=4))
 def test_what_grants_the_combination_is_what_grants_every_wish(chosen: list[tuple[Operator, object]]) -> None:
     each = [wanted(f"p{number}", *wish) for number, wish in enumerate(chosen)]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triaged.changes import Change, Subscription, What
@@ -700,6 +700,7 @@ _FIXES = {
 _fix = st.one_of(*_FIXES.values())
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         Finding, _text, _text, st.sampled_from(Kind), st.sampled_from(Severity), st.sampled_from(State), _text,

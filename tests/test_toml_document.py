@@ -149,7 +149,7 @@ def _paths(value: Any, path: KeyPath = ()) -> set[KeyPath]:
     return out
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(documents())
 def test_lines_are_those_where_the_writer_put_them(document: tuple[str, dict[KeyPath, int]]) -> None:
     text, expected = document
@@ -165,7 +165,7 @@ def test_lines_are_those_where_the_writer_put_them(document: tuple[str, dict[Key
 def test_the_generated_documents_are_mostly_valid() -> None:
     valid = 0
 
-    @settings(max_examples=40, database=None)
+    @settings(max_examples=40, database=None, deadline=None)
     @given(documents())
     def count(document: tuple[str, dict[KeyPath, int]]) -> None:
         nonlocal valid

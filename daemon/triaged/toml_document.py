@@ -21,6 +21,7 @@ else:
     import tomli as tomllib
 
 MAX_BYTES = 1 << 20
+_POSITION = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
 KeyPath = tuple[Union[str, int], ...]
 E_ = TypeVar("E_", bound=Enum)
@@ -184,12 +185,10 @@ def parse_document(text: str, path: str) -> Document:
         data = tomllib.loads(text)
         lines = lines_of(text)
     except tomllib.TOMLDecodeError as error:
-        message = str(error)
-        line = getattr(error, "lineno", None)
-        if not isinstance(line, int):
-            match = re.search(r" \(at line (\d+), column (\d+)\)$| \(at end of document\)$", message)
-            line = int(match.group(1)) if match and match.group(1) else len(text.splitlines()) or 1
-            message = message[: match.start()] if match else message
+        # Newer decoders have the line as an attribute, too; all of them have it in the text.
+        match = _POSITION.search(str(error))
+        line = int(match.group(1)) if match and match.group(1) else len(text.splitlines()) or 1
+        message = _POSITION.sub("", str(error))
         raise ConfigError(path, line, f"not valid TOML: {message}") from error
     except RecursionError as error:
         raise ConfigError(path, 0, "nested too deeply") from error

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triaged.publish.journal import Journal, encode_entry
@@ -43,6 +43,7 @@ def decode(entry: bytes) -> dict[str, str]:
     return out
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.from_regex(r"[A-Z0-9][A-Z0-9_]{0,10}", fullmatch=True),
