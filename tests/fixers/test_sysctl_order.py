@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from triaged.fixers.sysctl_order import parse_assignments, read_assignments, read_order
+from triaged.kernel.sysctl_order import parse_assignments, read_assignments, read_order
 from triaged.kernel.paths import KernelPaths
 
 

@@ -8,7 +8,7 @@ import os
 from triaged.errors import KernelError
 from triaged.fixers.own_file import OwnFile
 from triaged.fixers.part import Original, Part
-from triaged.fixers.sysctl_order import Assignment, parse_assignments, read_assignments
+from triaged.kernel.sysctl_order import Assignment, parse_assignments, read_assignments
 from triaged.kernel.files import read_text
 from triaged.kernel.paths import KernelPaths
 

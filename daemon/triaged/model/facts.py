@@ -20,7 +20,8 @@ from triaged.model.usage import Usage
 class ParameterFacts:
     """One kernel parameter and what a policy wants of it. `path` is its file below /proc/sys.
 
-    `is_missing`: this kernel has no such parameter (`value` is then Unknown, as it is where it may not be read).
+    `is_missing`: this kernel has no such parameter (`value` is then Unknown, as it is where it may not be read). `origin` says
+    where the running value comes from (the sysctl.d file and line that wins, or that none does), or is "".
     """
 
     key: str
@@ -28,6 +29,7 @@ class ParameterFacts:
     value: str | Unknown
     requirement: ParameterRequirement
     is_missing: bool = False
+    origin: str = ""
     time_usec: int = 0
 
 

@@ -63,6 +63,8 @@ def _fixes(facts: ParameterFacts, running: str) -> tuple[Fix, ...]:
 
 def _evidence(facts: ParameterFacts, violated: list[ParameterRequirement]) -> tuple[Evidence, ...]:
     out = [Evidence(facts.key, shown(" ".join(str(facts.value).split())), facts.path, facts.time_usec)]
+    if facts.origin:
+        out.append(Evidence("where the value comes from", shown(facts.origin, 1000), "sysctl.d", facts.time_usec))
     for each in violated:
         out.append(Evidence(f"wanted by policy {each.policy}", each.wish, each.origin, facts.time_usec))
         out.append(Evidence(f"why ({each.policy})", each.why, each.origin, facts.time_usec))

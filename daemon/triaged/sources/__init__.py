@@ -13,6 +13,7 @@ from triaged.sources.cgroups import CgroupEvents
 from triaged.sources.headroom import Headroom
 from triaged.sources.kernel_log import KernelLog
 from triaged.sources.ledger import Ledger
+from triaged.sources.parameters import KernelParameters
 from triaged.sources.process_events import ProcessEvents
 from triaged.sources.seccomp_audit import SeccompAudit
 from triaged.sources.source import Source
@@ -54,6 +55,7 @@ SOURCES: tuple[tuple[str, Callable[[Parts], Source]], ...] = (
     (CgroupEvents.name, _cgroup_events),
     (KernelLog.name, lambda parts: KernelLog(parts.paths, parts.table, parts.ledger)),
     (SeccompAudit.name, lambda parts: SeccompAudit(parts.paths, parts.table)),
+    (KernelParameters.name, lambda parts: KernelParameters(parts.paths, parts.parameters)),
     (Headroom.name, lambda parts: Headroom(parts.paths, parts.table)),
 )
 SOURCE_NAMES = tuple(name for name, _ in SOURCES)
