@@ -58,6 +58,16 @@ def test_wrapping_never_breaks_a_word_and_indents_what_follows() -> None:
     assert wrapped(f"limit in {path} was hit", 20, "  x ") == ["  x limit in", f"    {path}", "    was hit"]
 
 
+def test_a_record_that_is_longer_than_a_line_is_broken_after_its_commas() -> None:
+    lines = wrapped("oom-kill:cpuset=/,mems_allowed=0,task=a,pid=7 done", 20, "  ")
+    assert lines == ["  oom-kill:cpuset=/,", "  mems_allowed=0,", "  task=a,pid=7 done"]
+
+
+@given(st.text(st.sampled_from("ab, "), max_size=80), st.integers(10, 30))
+def test_wrapping_loses_nothing(text: str, width: int) -> None:
+    assert "".join("".join(wrapped(text, width)).split()) == "".join(text.split())
+
+
 @pytest.mark.parametrize(
     ("when", "environment", "coloured"),
     [

@@ -66,16 +66,20 @@ def padded(text: str, width: int) -> str:
 def wrapped(text: str, width: int, first: str = "", rest: str | None = None) -> list[str]:
     """The text in lines of at most `width` columns: `first` before the first one, `rest` (default: blanks) before the others.
 
-    Words are never broken: a path or a command that is longer than the line stays in one piece.
+    Words are broken only after a comma, and only where they are longer than a line (the kernel's oom-kill record is): a path
+    or a command stays in one piece.
     """
     rest = " " * columns(first) if rest is None else rest
     lines, line, is_empty = [], first, True
     for word in text.split():
-        if not is_empty and columns(line) + 1 + columns(word) > width:
-            lines.append(line)
-            line, is_empty = rest, True
-        line += word if is_empty else f" {word}"
-        is_empty = False
+        pieces = re.split("(?<=,)(?=.)", word) if columns(rest) + columns(word) > width else [word]
+        for index, piece in enumerate(pieces):
+            gap = "" if index or is_empty else " "
+            if not is_empty and columns(line) + len(gap) + columns(piece) > width:
+                lines.append(line)
+                line, gap = rest, ""
+            line += gap + piece
+            is_empty = False
     lines.append(line.rstrip())
     return lines
 
