@@ -157,7 +157,7 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8)
     | st.sampled_from(["SCMP_ACT_ERRNO", "SCMP_CMP_EQ", "read", "4.8"]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-        st.sampled_from(["names", "action", "args", "index", "op", "value", "includes", "caps", "minKernel", "x"]), inner, max_size=5),
+        st.sampled_from(["names", "action", "args", "index", "op", "value", "includes", "caps", "x"]), inner, max_size=5),
     max_leaves=20,
 )
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 
+from triaged.errors import InterfaceMissing
+
 X32_SYSCALL_BIT = 0x40000000
 AUDIT_ARCH_X86_64 = 0xC000003E
 AUDIT_ARCH_I386 = 0x40000003
@@ -24,6 +26,7 @@ _AUDIT_ARCHES = {
     "s390x": 0x80000016,
 }
 ARCHES = tuple(_AUDIT_ARCHES)
+_MACHINES = {"i686": "i386", "i586": "i386", "armv6l": "arm", "armv7l": "arm", "armv8l": "arm"}
 _ARCH_NAMES = {
     **{value: name for name, value in _AUDIT_ARCHES.items() if name != "x32"},
     # Without a table here: named, so that a record says more than a number.
@@ -47,6 +50,17 @@ def _names(arch: str) -> dict[int, str]:
 @cache
 def _numbers(arch: str) -> dict[str, int]:
     return {name: number for number, name in _names(arch).items()}
+
+
+def native_arch() -> str:
+    """This machine's architecture, one of ARCHES. Raises: InterfaceMissing for one without a table."""
+    import platform
+
+    machine = platform.machine()
+    arch = _MACHINES.get(machine, machine)
+    if arch not in _AUDIT_ARCHES:
+        raise InterfaceMissing("seccomp", f"triaged has no table of the system calls of {machine}")
+    return arch
 
 
 def arch_name(audit_arch: int, number: int = 0) -> str:
