@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from triaged.kernel.sysctl_order import parse_assignments, read_assignments, read_order
 from triaged.kernel.paths import KernelPaths
+from triaged.kernel.sysctl_order import parse_assignments, read_assignments, read_order
 
 
 def put(tree: Path, path: str, text: str) -> None:

@@ -19,9 +19,9 @@ from triaged.fixers.network_namespace import in_network_namespace
 from triaged.fixers.parameter_probes import parameter_probe
 from triaged.fixers.part import Original, Part
 from triaged.fixers.sysctl_drop_in import SysctlDropIn
-from triaged.kernel.sysctl_order import read_assignments
 from triaged.kernel.files import read_text, translated
 from triaged.kernel.paths import KernelPaths
+from triaged.kernel.sysctl_order import read_assignments
 from triaged.model.fix import SetParameter
 
 _Work = Callable[[], "str | None"]
