@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable
 from enum import Enum
 
-from triaged.bus.connection import Connection
+from triaged.bus.connection import BUS_NAME, BUS_PATH, Connection
 from triaged.bus.objects import Caller
 from triaged.bus.seam import Variant
 from triaged.errors import BusError
@@ -113,7 +113,7 @@ class Authority:
         self, link: Connection, action: Action, caller: Caller, question: str, error: BusError, limit_s: float
     ) -> None:
         last = error.name.rsplit(".", 1)[-1]
-        if last in _ABSENT or ".Spawn." in error.name:
+        if (last in _ABSENT or ".Spawn." in error.name) and not await _is_running(link):
             if caller.uid is not None and caller.uid in (0, os.getuid()):
                 log.info("polkit is not running; %s allowed to user %d", action.value, caller.uid)
                 return
@@ -129,6 +129,15 @@ class Authority:
             await link.call(
                 POLKIT, POLKIT_PATH, POLKIT_AUTHORITY, "CancelCheckAuthorization", "s", [question], timeout_s=self._time_limit_s
             )
+
+
+async def _is_running(link: Connection) -> bool:
+    # polkit answers NameHasNoOwner, too: about a caller that has gone.
+    try:
+        (has_owner,) = await link.call(BUS_NAME, BUS_PATH, BUS_NAME, "NameHasOwner", "s", [POLKIT])
+    except BusError:
+        return True
+    return bool(has_owner)
 
 
 def _user(caller: Caller) -> str:

@@ -103,12 +103,13 @@ def outcome_from_bus(values: Mapping[str, Any]) -> Outcome:
 
 
 def _to_bus(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _variant(value) for name, value in values.items()}
+    return {name: any_variant(name, value) for name, value in values.items()}
 
 
-def _variant(value: Any) -> Any:
+def any_variant(name: str, value: Any) -> Any:
+    """A plain value of a preview or outcome as a variant: lists are `as`, but `aas` for commands."""
     if isinstance(value, list):
-        if value and isinstance(value[0], list):
+        if name == "commands":
             return Variant("aas", [[text(word) for word in words] for words in value])
         return Variant("as", [text(word) for word in value])
     return variant(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import grp
 import heapq
+import inspect
 import logging
 import os
 import time
@@ -59,6 +60,8 @@ ALLOW_REPLACEMENT = 1
 REPLACE_EXISTING = 2
 _NAME_REPLIES = {1: True, 2: False, 4: True}
 _INTEGERS = frozenset("ynqiuxt")
+# Methods of the Manager that other parts of triaged answer, where they are there.
+OTHERS_METHODS = frozenset({"PreviewFix", "ApplyFix", "UndoFix", "DismissFinding", "ListFixes"})
 # The parts of a finding that a broadcast never shows where they are somebody's private matter.
 _MAY_BE_PRIVATE = ("Reason", "Subject", "Summary", "Evidence", "EvidenceSources", "Fixes")
 
@@ -138,6 +141,7 @@ class Service(Tree):
         self.dropped: Counter[str] = Counter()
         self._contracts = contract.read_interfaces(interface_xml)
         self._signatures = {name: item.signature for name, item in self._contracts[FINDING].properties.items()}
+        self._provided: dict[str, Handler] = {}
         self._manager = Exported(self._contracts[MANAGER], self._methods(), self._manager_properties).check()
         self._explanations = {rule.identifier: rule.explanation for rule in host.rules()}
         self._privileged = frozenset((0, os.getuid()))
@@ -165,7 +169,32 @@ class Service(Tree):
             "GetFinding": self._get_finding,
             "Refresh": self._refresh,
             "ListRules": self._list_rules,
+            **{name: _not_provided(name, self._contracts[MANAGER].methods[name].arguments) for name in OTHERS_METHODS},
+            **self._provided,
         }
+
+    def provide(self, methods: Mapping[str, Handler]) -> None:
+        """Takes over Manager methods that other parts answer (OTHERS_METHODS). Call it before `run`.
+
+        Raises: TypeError where a method is not one of those, or does not take the Caller and what the contract says.
+        """
+        unknown = set(methods) - OTHERS_METHODS
+        if unknown:
+            raise TypeError(f"{', '.join(sorted(unknown))}: not for others to provide")
+        self._provided.update(methods)
+        self._manager = Exported(self._contracts[MANAGER], self._methods(), self._manager_properties).check()
+
+    @property
+    def connection(self) -> Connection | None:
+        """The connection to the bus, for calls of other parts; None while there is none."""
+        return self._connection
+
+    def finding_for(self, caller: Caller, identifier: str) -> Finding:
+        """The finding, if the caller may see it. Raises: BusError NoSuchFinding."""
+        finding = self._findings.find(identifier)
+        if finding is None or self._view(finding, caller) is None:
+            raise BusError(NO_SUCH_FINDING, f"there is no finding {identifier[:200]!r} that you may see")
+        return finding
 
     # -- the connection
 
@@ -285,7 +314,7 @@ class Service(Tree):
         self._changed_manager.add("OpenFindings")
         self._plan_changes()
         if self._waiting:
-            self._announce_later = asyncio.get_running_loop().call_later(SLICE_S, self._announce_waiting)
+            self._announce_later = asyncio.get_running_loop().call_soon(self._announce_waiting)
 
     def _opened(self, finding: Finding) -> None:
         if finding.identifier in self._exported:
@@ -463,10 +492,7 @@ class Service(Tree):
         return join_string(join_dictionaries(rows), after)
 
     def _get_finding(self, caller: Caller, identifier: str) -> Result:
-        finding = self._findings.find(identifier)
-        if finding is None or self._view(finding, caller) is None:
-            raise BusError(NO_SUCH_FINDING, f"there is no finding {identifier[:200]!r} that you may see")
-        return (codec.finding_path(finding.identifier),)
+        return (codec.finding_path(self.finding_for(caller, identifier).identifier),)
 
     def _list_rules(self, caller: Caller) -> Result:
         return ([codec.rule_row(rule) for rule in self._host.rules()],)
@@ -565,6 +591,17 @@ def _choice(kind: type[Any], name: str, text: str) -> Any:
     except ValueError:
         known = ", ".join(item.value for item in kind)
         raise BusError(INVALID_ARGS, f"option {name}: {text[:100]!r} is not one of {known}") from None
+
+
+def _not_provided(name: str, arguments: int) -> Handler:
+    """The handler of a method that nobody answers here."""
+
+    def refuse(caller: Caller, *values: Any) -> Result:
+        raise BusError("org.freedesktop.DBus.Error.NotSupported", f"{name}: this triaged runs without it")
+
+    parameters = [inspect.Parameter(f"_{index}", inspect.Parameter.POSITIONAL_ONLY) for index in range(arguments + 1)]
+    refuse.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return refuse
 
 
 def _names(finding: Finding) -> list[str]:
