@@ -201,6 +201,18 @@ def test_a_dismissed_finding_stays_closed_when_it_comes_again(clock: Clock) -> N
     assert store.open_count == 1
 
 
+def test_a_dismissed_risk_that_goes_on_is_quiet() -> None:
+    store = Store()
+    store.dismiss(store.report(RISK, problem()), "known")
+    store.flush()
+    changes = store.subscribe("test")
+    for _ in range(3):
+        store.report(RISK, problem())
+        store.flush()
+    assert heard(changes) == []
+    assert [(finding.state, finding.count) for finding in store.findings()] == [(State.DISMISSED, 1)]
+
+
 def test_what_is_not_there_cannot_be_closed_or_opened() -> None:
     store = Store()
     assert not store.close("test.hit-0", State.FIXED, "x")

@@ -74,9 +74,12 @@ def _is_same(one: Finding, other: Finding) -> bool:
     def seen(items: Iterable[Evidence]) -> list[tuple[str, object, str]]:
         return [(item.name, item.value, item.source) for item in items]
 
-    return seen(one.evidence) == seen(other.evidence) and replace(
-        one, evidence=(), last_seen_usec=0
-    ) == replace(other, evidence=(), last_seen_usec=0)
+    return (
+        (one.state, one.severity, one.summary, one.pid) == (other.state, other.severity, other.summary, other.pid)
+        and one.fixes == other.fixes
+        and one.subject == other.subject
+        and seen(one.evidence) == seen(other.evidence)
+    )
 
 
 def _places_of(finding: Finding) -> tuple[str, ...]:
@@ -185,7 +188,7 @@ class Store:
     def report(self, rule: ReportingRule, problem: Problem) -> str:
         """Takes a problem: a new finding, the same one again, or one that is open again. Gives its id, or '' if it was dropped."""
         now = problem.time_usec or self._clock()
-        key = problem.subject.key
+        key, is_event = problem.subject.key, True
         before = self._lookup(rule.identifier, key)
         severity = rule.severity if problem.severity is None else problem.severity
         if before is None:
@@ -195,7 +198,7 @@ class Store:
         else:
             identifier, first, state, reason = before.identifier, before.first_seen_usec, before.state, before.reason
             # A state that goes on is not an event: a risk counts how often it began.
-            is_event = rule.kind is Kind.HIT or not before.is_open
+            is_event = rule.kind is Kind.HIT or state not in (State.OPEN, State.DISMISSED)
             count = before.count + (problem.occurrences if is_event else 0)
             if state is not State.DISMISSED:
                 state, reason = State.OPEN, ""
@@ -207,7 +210,7 @@ class Store:
         )
         saved = self._saved.get(identifier)
         is_old = saved is not None and finding.last_seen_usec - saved.last_seen_usec > _LAST_SEEN_EVERY_USEC
-        self._put(finding, is_worth_saving=before is None or is_old or not _is_same(before, finding))
+        self._put(finding, is_worth_saving=is_event or is_old or before is None or not _is_same(before, finding))
         return identifier
 
     def resolve(self, rule: str, subject: Subject, reason: str) -> None:

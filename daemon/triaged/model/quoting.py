@@ -10,6 +10,8 @@ def shown(text: str | bytes, cap: int = 256) -> str:
     """
     if isinstance(text, bytes):
         text = text[: cap * 4 + 4].decode("utf-8", "surrogateescape")
+    if len(text) <= cap and text.isprintable() and "\\" not in text:  # nearly always
+        return text
     out: list[str] = []
     length = 0
     for character in text:
