@@ -33,6 +33,7 @@ ALLOWED = {
     "engine": frozenset({"model", "rules", "store"}),
     "fixers": frozenset({"kernel", "model"}),
     "bus": frozenset({"model", "rules", "store", "changes", "fixers", "engine", "data", "sources"}),  # sources: their status
+    "check": frozenset({"kernel", "model", "policy"}),
     "inspection": frozenset({"kernel", "model"}),
     "tasks": frozenset({"sources", "model"}),
     **{part: ANYTHING for part in TOP},

@@ -46,6 +46,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("list", "the findings of the daemon", "list"),
     Command("show", "one finding with its evidence and fixes", "show"),
     Command("watch", "print findings as they come", "watch"),
+    Command("check", "hold policies against this machine, as a gate", "check"),
     Command("inspect", "every limit of a process or unit, and which binds first", "inspect"),
     Command("log", "what the journal says of a unit's findings", "log"),
     Command("rules", "what triaged can find: the rule manual", "rules"),

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies held against this machine, item by item: `triagectl check` and D-Bus CheckPolicy."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from triaged.errors import Gone, KernelError
+from triaged.kernel.parameters import ParameterReader, parameter_path, read_origin
+from triaged.kernel.paths import KernelPaths
+from triaged.kernel.resource_limits import read_resource_limits
+from triaged.model.limit import Unlimited
+from triaged.model.requirement import Operator, ParameterRequirement, ResourceLimitRequirement
+from triaged.policy import Policies
+
+
+class Outcome(str, Enum):
+    """pass, fail; unknown: could not be read or compared; absent: this kernel has no such parameter, so nothing is wrong with it.
+
+    conflict: the policies asked for do not agree, so that there is nothing to hold the value against.
+    """
+
+    PASS = "pass"
+    FAIL = "fail"
+    UNKNOWN = "unknown"
+    ABSENT = "absent"
+    CONFLICT = "conflict"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One wish and what is the case. `value` is the running value as the kernel writes it, or "". `origin`: where it comes from.
+
+    `wanted_by` is the policy, `entry` the file and line of the wish, `why` its reason, `weakens` what it costs.
+    `detail` says why an outcome is unknown, absent or a conflict.
+    """
+
+    subject: str
+    outcome: Outcome
+    wish: str
+    value: str = ""
+    origin: str = ""
+    severity: str = ""
+    wanted_by: str = ""
+    entry: str = ""
+    why: str = ""
+    weakens: str = ""
+    detail: str = ""
+
+
+ReadParameter = Callable[[str], str]
+
+
+def check(policies: Policies, paths: KernelPaths, *, pid: int = 0, read: ReadParameter | None = None) -> Iterator[Item]:
+    """Each item of the policies, in their order; conflicts last. Resource limits are judged for the process `pid`, if one is given.
+
+    `read` reads a parameter in the place that is meant (a workload's network namespace); this one's by default.
+    """
+    read = read or ParameterReader(paths).read
+    for wanted in policies.parameters:
+        yield _parameter(wanted, paths, read)
+    for limit in policies.limits:
+        yield _limit(limit, paths, pid)
+    for conflict in policies.conflicts:
+        yield Item(conflict.subject, Outcome.CONFLICT, " / ".join(conflict.wishes), detail=conflict.summary)
+
+
+def _parameter(wanted: ParameterRequirement, paths: KernelPaths, read: ReadParameter) -> Item:
+    def item(outcome: Outcome, value: str = "", origin: str = "", detail: str = "") -> Item:
+        return Item(
+            wanted.key, outcome, wanted.wish, value, origin, wanted.severity.word, wanted.policy, wanted.origin, wanted.why,
+            wanted.weakens, detail,
+        )
+
+    try:
+        value = " ".join(read(wanted.key).split())
+    except Gone:
+        if wanted.operator is Operator.PRESENT:
+            return item(Outcome.FAIL, detail=f"there is no {parameter_path(paths, wanted.key)}")
+        where = f" (it exists on {wanted.exists_on})" if wanted.exists_on else ""
+        return item(Outcome.ABSENT, detail=f"this kernel has no such parameter{where}")
+    except KernelError as error:
+        return item(Outcome.UNKNOWN, detail=error.shown())
+    origin = read_origin(paths, wanted.key, value)
+    granted = wanted.is_granted_by(value)
+    if granted is None:
+        return item(Outcome.UNKNOWN, value, origin, f"{value!r} cannot be compared with {wanted.wish}")
+    return item(Outcome.PASS if granted else Outcome.FAIL, value, origin)
+
+
+def _limit(wanted: ResourceLimitRequirement, paths: KernelPaths, pid: int) -> Item:
+    name = f"RLIMIT_{wanted.resource}"
+
+    def item(outcome: Outcome, value: str = "", detail: str = "") -> Item:
+        origin = f"/proc/{pid}/limits" if value else ""
+        wish = f"hard limit at least {wanted.at_least}"
+        return Item(
+            name, outcome, wish, value, origin, wanted.severity.word, wanted.policy, wanted.origin, wanted.why, detail=detail
+        )
+
+    if not pid:
+        return item(Outcome.UNKNOWN, detail="a limit of processes; name one with --pid")
+    try:
+        limit = read_resource_limits(paths, pid)[wanted.resource].hard
+    except KernelError as error:
+        return item(Outcome.UNKNOWN, detail=error.shown())
+    except KeyError:
+        return item(Outcome.ABSENT, detail="this kernel shows no such limit")
+    is_enough = isinstance(limit, Unlimited) or (isinstance(limit, int) and limit >= wanted.at_least)
+    return item(Outcome.PASS if is_enough else Outcome.FAIL, str(limit))
