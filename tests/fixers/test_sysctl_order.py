@@ -101,3 +101,15 @@ def test_the_order_is_the_one_that_systemd_prints(tree: Path) -> None:
     printed = [line[2:] for line in out.stdout.splitlines() if line.startswith("# /")]
     assert printed == expected
     assert len(printed) == 7
+
+
+def test_a_name_after_a_dash_without_a_value_is_left_out_of_every_glob(tree: Path) -> None:
+    put(tree, "etc/sysctl.d/10-a.conf", "net.ipv4.conf.*.rp_filter = 2\n")
+    put(tree, "usr/lib/sysctl.d/50-b.conf", "-net.ipv4.conf.all.rp_filter\n")
+    assert winner(tree, "net.ipv4.conf.all.rp_filter") == ""
+    assert winner(tree, "net.ipv4.conf.lo.rp_filter") == "etc/sysctl.d/10-a.conf:1=2"
+
+
+def test_a_dot_inside_an_interface_name_is_written_as_a_slash(tree: Path) -> None:
+    put(tree, "etc/sysctl.d/10-a.conf", "net/ipv4/conf/eth0.1/rp_filter = 2\n")
+    assert winner(tree, "net.ipv4.conf.eth0/1.rp_filter") == "etc/sysctl.d/10-a.conf:1=2"

@@ -37,7 +37,8 @@ def read_assignments(paths: KernelPaths, key: str, without: str = "") -> tuple[A
     """
     explicit: list[Assignment] = []
     globs: list[Assignment] = []
-    wanted = key.replace(".", "/")
+    wanted = _with_slashes(key)
+    is_left_out = False
     for path in read_order(paths):
         if path == without:
             continue
@@ -45,9 +46,12 @@ def read_assignments(paths: KernelPaths, key: str, without: str = "") -> tuple[A
             text = read_text(path)
         except KernelError:
             continue
+        is_left_out = is_left_out or leaves_out(text, wanted)
         for found in parse_assignments(path, text, wanted):
             (globs if found.is_glob else explicit).append(found)
-    return tuple(globs + explicit) if explicit else tuple(globs)
+    if is_left_out:
+        globs.clear()
+    return tuple(globs + explicit)
 
 
 def read_order(paths: KernelPaths) -> tuple[str, ...]:
@@ -82,6 +86,14 @@ def parse_assignments(path: str, text: str, wanted: str) -> list[Assignment]:
         elif any(character in name for character in "*?[") and fnmatch.fnmatchcase(wanted, name) and _same_depth(name, wanted):
             out.append(Assignment(path, number, value, is_glob=True))
     return out
+
+
+def leaves_out(text: str, wanted: str) -> bool:
+    """Whether a file takes `wanted` (with slashes) out of every glob: a line of "-" and its name, without a value."""
+    return any(
+        line.startswith("-") and "=" not in line and _with_slashes(line[1:].strip()) == wanted
+        for line in map(str.strip, text.split("\n"))
+    )
 
 
 def _with_slashes(name: str) -> str:

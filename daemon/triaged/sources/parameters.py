@@ -41,10 +41,12 @@ class KernelParameters(Source):
             self._wake.clear()
             for fact in self._read(only_changed=True):
                 yield fact
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the wake-up.
+            timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._wake.set)
             try:
-                await asyncio.wait_for(self._wake.wait(), LOOK_EVERY_S)
-            except asyncio.TimeoutError:
-                continue
+                await self._wake.wait()
+            finally:
+                timer.cancel()
 
     def snapshot(self) -> Iterator[Fact]:
         return self._read(only_changed=False)
@@ -54,8 +56,9 @@ class KernelParameters(Source):
         for requirement in self._requirements:
             key = requirement.key
             value: str | Unknown
-            is_missing = False
+            path, is_missing = "", False
             try:
+                path = parameter_path(self._paths, key)
                 value = self._reader.read(key)
             except Gone:
                 value, is_missing = Unknown("this kernel has no such parameter"), True
@@ -67,7 +70,6 @@ class KernelParameters(Source):
             self._seen[key] = value
             self.count("values read")
             origin = read_origin(self._paths, key, value) if isinstance(value, str) else ""
-            path = parameter_path(self._paths, key)
             yield ParameterFacts(key, path, value, requirement, is_missing, origin, time.time_ns() // 1000)
         self._tell_status(refused)
 
