@@ -127,6 +127,11 @@ def test_sources_that_cannot_look_are_named_with_reason_and_remedy() -> None:
     assert lines[-1] == "Nothing found; 1 of 2 sources could look."
 
 
+def test_what_an_active_source_does_not_judge_is_a_note() -> None:
+    lines = report_lines({"findings": [], "sources": [source("process-events", "active", "slices are not judged")]}, Style())
+    assert "    note      slices are not judged" in lines
+
+
 def test_the_summary_counts_each_kind() -> None:
     documents = [finding(), finding(Kind.RISK), finding(Kind.RISK, Severity.NOTICE)]
     assert summary_text({"findings": documents, "sources": []}) == "1 hit, 2 risks; 0 of 0 sources could look."

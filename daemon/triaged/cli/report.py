@@ -172,18 +172,22 @@ def explanation_lines(text: str, style: Style) -> list[str]:
 
 
 def blind_source_lines(sources: Sequence[SourceDocument], style: Style) -> list[str]:
-    """The sources that see less than they should, each with why and what to do."""
+    """The sources that see less than they could, each with why and what to do."""
+    blind = [source for source in sources if source["state"] != "active" or source["reason"]]
+    width = max((columns(safe(source["name"])) for source in blind), default=0)
     lines = []
-    for source in sources:
-        if source["state"] == "active":
-            continue
-        name = padded(safe(source["name"]), 2 + max(len(safe(each["name"])) for each in sources if each["state"] != "active"))
-        head = f"  {name}"
-        lines.append(head + style.source_state(source["state"], safe(source["state"])))
-        if source["reason"]:
-            lines += _labelled("why", safe(source["reason"]), style, "    ")
-        if source["remedy"]:
-            lines += _labelled("remedy", safe(source["remedy"]), style, "    ")
+    for source in blind:
+        lines.append(f"  {padded(safe(source['name']), width)}  {style.source_state(source['state'], safe(source['state']))}")
+        lines += _why_lines(source, style)
+    return lines
+
+
+def _why_lines(source: SourceDocument, style: Style) -> list[str]:
+    lines = []
+    if source["reason"]:
+        lines += _labelled("note" if source["state"] == "active" else "why", safe(source["reason"]), style, "    ")
+    if source["remedy"]:
+        lines += _labelled("remedy", safe(source["remedy"]), style, "    ")
     return lines
 
 
@@ -262,8 +266,5 @@ def source_table_lines(sources: Sequence[SourceDocument], style: Style) -> list[
         lines.append(line.rstrip())
         if counters:
             lines += [style.faint(text) for text in wrapped(counters, style.width, "    ")]
-        if source["reason"]:
-            lines += _labelled("why", safe(source["reason"]), style, "    ")
-        if source["remedy"]:
-            lines += _labelled("remedy", safe(source["remedy"]), style, "    ")
+        lines += _why_lines(source, style)
     return lines
