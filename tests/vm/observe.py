@@ -15,10 +15,11 @@ SIGNALS = "/run/watched-signals"
 def watch_signals(machine: Machine) -> None:
     """Records every signal of triaged from now on, as busctl sees it."""
     machine.run(
-        f"systemd-run --quiet --unit=watch -p StandardOutput=file:{SIGNALS} -p StandardError=file:{SIGNALS}.ready "
-        "busctl --json=short monitor --match=type=signal,interface=org.triaged.Triage1.Manager"
+        f"systemd-run --quiet --unit=watch -p StandardOutput=file:{SIGNALS} busctl --json=short monitor "
+        "--match=type=signal,interface=org.triaged.Triage1.Manager --match=type=signal,interface=org.example.Watching"
     )
-    machine.wait_until(f"cat {SIGNALS}.ready", lambda done: "Monitoring bus" in done.out)
+    # Not every version says when it listens: it does when it hears.
+    machine.wait_until(f"busctl emit / org.example.Watching Heard; cat {SIGNALS}", lambda done: "Heard" in done.out)
 
 
 def signals(machine: Machine, member: str) -> list[dict[str, Any]]:
