@@ -71,6 +71,21 @@ _triagectl_inspect() {
         ':pid|unit: '
 }
 
+_triagectl_check() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--policy=[hold this policy against the machine, not the configured ones; may be given again]:name: ' \
+        '--list[list the policies that there are]' \
+        '--pid=[judge resource limits, and parameters of the network namespace, as they are for this process]:pid:_pids' \
+        '--strict[exit status 2 also where an item is unknown]' \
+        '--all[show items that pass with their reasons too]' \
+        '--json[print JSON]' \
+        '--junit=[also write the result as JUnit XML]:file:_files' \
+        '--bus=[the message bus where the daemon is\: system, session, or an address (default\: $TRIAGED_BUS, else system)]:bus:(system session)' \
+        '--color=[colours\: auto (on a terminal, unless $NO_COLOR is set), always, never]:when:(auto always never)'
+}
+
 _triagectl_watch() {
     _arguments -s \
         '(-h --help)-h[show this help message and exit]' \
@@ -137,6 +152,7 @@ _triagectl() {
         'list:the findings of the daemon'
         'show:one finding with its evidence and fixes'
         'watch:print findings as they come'
+        'check:hold policies against this machine, as a gate'
         'inspect:every limit of a process or unit, and which binds first'
         'log:what the journal says of a unit'\''s findings'
         'rules:what triaged can find\: the rule manual'
@@ -159,6 +175,7 @@ _triagectl() {
                 list) _triagectl_list ;;
                 show) _triagectl_show ;;
                 watch) _triagectl_watch ;;
+                check) _triagectl_check ;;
                 inspect) _triagectl_inspect ;;
                 log) _triagectl_log ;;
                 rules) _triagectl_rules ;;
