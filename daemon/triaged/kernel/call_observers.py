@@ -156,8 +156,9 @@ def _observe_with_audit(
                 observation.events_lost += batch.lost
                 for group in tally.take():
                     record = group.first
-                    if record.action == "LOG" and record.exe and not _is_elsewhere(paths, record.pid, command.pid):
-                        sink(Call(record.exe, record.syscall, (), None, record.audit_arch))
+                    if record.exe and not _is_elsewhere(paths, record.pid, command.pid):
+                        refused = None if record.action == "LOG" else -1  # the errno is not in the record
+                        sink(Call(record.exe, record.syscall, (), refused, record.audit_arch))
                 if is_over and not batch.messages:
                     break
                 is_over = command.poll()

@@ -244,3 +244,21 @@ def argument_words(index: int, arch: int) -> tuple[int, int]:
     """The words of `struct seccomp_data` that hold an argument's low and high half; -1 is the instruction pointer."""
     first = 4 + 2 * index
     return (first + 1, first) if bpf.is_big_endian(arch) else (first, first + 1)
+
+
+def demands_text(demands: Sequence[Demand], arch: int) -> str:
+    """What a path demands of the arguments, for a person: "args[0] & 0x7e020000 == 0x0", or "" for nothing."""
+    parts = []
+    for index in range(-1, 6):
+        low, high = argument_words(index, arch)
+        name = f"args[{index}]" if index >= 0 else "instruction pointer"
+        own = {word: [d for d in demands if d.word == word] for word in (low, high)}
+        whole = [d for word in (low, high) for d in own[word]]
+        if len(whole) == 2 and all(d.comparison == "==" and d.mask == _FULL for d in whole):
+            parts.append(f"{name} == {own[low][0].value | own[high][0].value << 32:#x}")
+            continue
+        for word, label in ((high, f"{name}.high"), (low, name)):
+            for d in own[word]:
+                subject = label if d.mask == _FULL else f"{label} & {d.mask:#x}"
+                parts.append(f"{subject} {d.comparison} {d.value:#x}")
+    return " and ".join(parts)
