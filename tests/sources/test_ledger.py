@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import random
+
+from triaged.kernel.kernel_log import OomKill
+from triaged.sources.ledger import WAIT_S, Ledger
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def kill(is_repeated: bool = False) -> OomKill:
+    return OomKill(7, "x", 0, False, "", "", 1, "text", is_repeated)
+
+
+def reading() -> tuple[Ledger, Clock]:
+    clock = Clock()
+    ledger = Ledger(clock)
+    ledger.log_is_read = True
+    return ledger, clock
+
+
+def overdue(ledger: Ledger, clock: Clock) -> list[tuple[str, int]]:
+    clock.now += WAIT_S + 0.01
+    return [(owed.path, owed.kills) for owed in ledger.due()]
+
+
+def test_a_line_before_its_counter_is_told_once() -> None:
+    ledger, clock = reading()
+    assert ledger.take_kill(kill(), "/a")
+    ledger.take_count("/a", 1, None)
+    assert overdue(ledger, clock) == []
+
+
+def test_a_counter_before_its_line_waits_and_the_line_tells_it() -> None:
+    ledger, clock = reading()
+    ledger.take_count("/a", 1, None)
+    assert ledger.due() == []
+    assert ledger.next_due() == clock.now + WAIT_S
+    assert ledger.take_kill(kill(), "/a")
+    assert overdue(ledger, clock) == []
+
+
+def test_a_counter_without_a_line_is_told_after_a_moment_and_a_late_line_not_again() -> None:
+    ledger, clock = reading()
+    ledger.take_count("/a", 2, None)
+    assert ledger.take_kill(kill(), "/a")
+    assert overdue(ledger, clock) == [("/a", 1)]
+    assert not ledger.take_kill(kill(), "/a")
+    assert ledger.take_kill(kill(), "/a"), "the debt is paid: this is another kill"
+
+
+def test_without_the_log_nothing_waits() -> None:
+    ledger = Ledger(Clock())
+    ledger.take_count("/a", 1, "where")
+    assert [(owed.kills, owed.source) for owed in ledger.due()] == [(1, "where")]
+
+
+def test_a_line_of_another_cgroup_stands_for_nothing() -> None:
+    ledger, clock = reading()
+    ledger.take_count("/a", 1, None)
+    assert ledger.take_kill(kill(), "/b")
+    assert overdue(ledger, clock) == [("/a", 1)]
+
+
+def test_kills_in_cgroups_that_are_gone_are_matched_below_their_ancestor() -> None:
+    ledger, clock = reading()
+    assert ledger.take_kill(kill(), "/ci.slice/gone.scope")
+    assert ledger.take_kill(kill(), "/other")
+    ledger.take_count("/ci.slice", 2, None, is_below=True)
+    assert ledger.take_kill(kill(), "/ci.slice/gone-too.scope")
+    assert overdue(ledger, clock) == []
+
+
+def test_a_line_that_names_no_cgroup_stands_for_any_kill() -> None:
+    ledger, clock = reading()
+    assert ledger.take_kill(kill(), "")
+    ledger.take_count("/a", 2, None)
+    assert ledger.take_kill(kill(), "")
+    assert overdue(ledger, clock) == []
+
+
+def test_the_repeated_line_of_a_group_kill_stands_for_a_count_and_is_not_told() -> None:
+    ledger, clock = reading()
+    assert ledger.take_kill(kill(), "/a")
+    assert not ledger.take_kill(kill(is_repeated=True), "/a")
+    ledger.take_count("/a", 2, None)
+    assert overdue(ledger, clock) == []
+
+
+def test_a_cgroup_is_preferred_to_its_ancestor() -> None:
+    ledger, clock = reading()
+    ledger.take_count("/a", 1, None, is_below=True)
+    ledger.take_count("/a/b", 1, None)
+    assert ledger.take_kill(kill(), "/a/b")
+    assert overdue(ledger, clock) == [("/a", 1)]
+
+
+def test_in_whatever_order_lines_and_counters_come_each_kill_is_told_once() -> None:
+    shuffle = random.Random(0)
+    for _ in range(300):
+        ledger, clock = reading()
+        steps = [("line", path) for path in "abc" for _ in range(4)] + [("count", path) for path in "abc" for _ in range(4)]
+        shuffle.shuffle(steps)
+        told = 0
+        for kind, path in steps:
+            if kind == "line":
+                told += ledger.take_kill(kill(), f"/{path}")
+            else:
+                ledger.take_count(f"/{path}", 1, None)
+            clock.now += shuffle.choice((0.0, 0.05, 0.3))
+            told += sum(owed.kills for owed in ledger.due())
+        told += sum(number for _, number in overdue(ledger, clock))
+        assert told == 12
+
+
+def test_a_flood_of_lines_without_counters_stays_bounded() -> None:
+    ledger, _ = reading()
+    for number in range(20_000):
+        ledger.take_kill(kill(), f"/{number}")
+    assert len(ledger._credit) <= 4096
