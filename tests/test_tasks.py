@@ -58,6 +58,25 @@ async def test_cancelling_the_parent_ends_the_group() -> None:
     assert inner[0].cancelled()
 
 
+async def test_a_task_that_lost_its_cancellation_is_cancelled_again() -> None:
+    swallowed = 0
+
+    async def stubborn() -> None:
+        nonlocal swallowed
+        while swallowed < 2:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                swallowed += 1
+        await forever()
+
+    async with TaskGroup() as group:
+        group.start(stubborn(), "stubborn")
+        await asyncio.sleep(0)
+        group.cancel()
+    assert swallowed == 2
+
+
 class Scripted(Source):
     """A source whose every start does the next step of a script: an exception, a number of facts, or the end."""
 

@@ -2,7 +2,7 @@
 """Policies held against this machine, item by item: `triagectl check` and D-Bus CheckPolicy."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -47,6 +47,15 @@ class Item:
     why: str = ""
     weakens: str = ""
     detail: str = ""
+
+
+    def as_row(self) -> Mapping[str, str]:
+        """The item as D-Bus gives it: WantedBy for wanted_by, and so on."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {
+            "".join(part.capitalize() for part in name.split("_")): value.value if isinstance(value, Outcome) else str(value)
+            for name, value in values.items()
+        }
 
 
 ReadParameter = Callable[[str], str]

@@ -17,21 +17,29 @@ import sdnotify
 from triaged import __version__
 from triaged.assembly import Assembly, Settings, assemble, load_settings, read_boot_id
 from triaged.bus import address as bus_address
+from triaged.bus.authority import Authority
 from triaged.bus.client import can_own_name
+from triaged.bus.helper_client import HelperFixer
+from triaged.bus.inspections import Inspections
+from triaged.bus.repairs import FixEvent, FixEventKind, Repairs
 from triaged.bus.service import MANAGER, MANAGER_PATH, SERVICE_NAME, BusState, Service
 from triaged.bus.service import Change as BusChange
 from triaged.changes import Subscription, What
-from triaged.errors import BusError, ConfigError
+from triaged.errors import BusError, ConfigError, KernelError
+from triaged.fixers.fixer import Fixer
 from triaged.kernel.paths import KernelPaths
+from triaged.kernel.process import read_process
 from triaged.model.facts import Fact
 from triaged.model.finding import Finding, State
 from triaged.model.quoting import shown
-from triaged.publish.alerts import JournalPublisher
+from triaged.model.usage import Usage
+from triaged.policy import load_policies
+from triaged.publish.alerts import Event, JournalPublisher
 from triaged.publish.journal import Journal
 from triaged.rules.rule import Rule
 from triaged.sources.source import SourceState, SourceStatus
 from triaged.store import Store, StoreStatus
-from triaged.tasks import TaskGroup, keep_watching
+from triaged.tasks import TaskGroup, keep_watching, wait_ended
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +73,9 @@ class Daemon:
         self._assembly = assemble(settings, self.store, options.kernel)
         self._watching: list[asyncio.Task[None]] = []
         self._notifier = sdnotify.SystemdNotifier()
-        self._journal = Journal()
+        # Findings that are printed need not stand on standard error too where there is no journald.
+        self._nowhere = open(os.devnull, "w") if options.print_findings else None  # noqa: SIM115 - closed at the end of run()
+        self._journal = Journal(fallback=self._nowhere)
         self._alerts: JournalPublisher | None = None
         self._group: TaskGroup | None = None
         self._service: Service | None = None
@@ -132,7 +142,7 @@ class Daemon:
                 group.start(self._reloads(group), "reload")
                 group.start(self._watchdog(), "watchdog")
                 if address:
-                    self._serve(group, address)
+                    await self._serve(group, address)
                 else:
                     self._bus_told.set()
                 if self._options.print_findings:
@@ -148,6 +158,8 @@ class Daemon:
             self._group = None
             self.store.flush()
             self._journal.close()
+            if self._nowhere is not None:
+                self._nowhere.close()
 
     def _watch(self, group: TaskGroup) -> None:
         """Starts the sources."""
@@ -158,7 +170,7 @@ class Daemon:
     def _take(self, fact: Fact) -> None:
         self._assembly.engine.take(fact)
 
-    def _serve(self, group: TaskGroup, address: str) -> None:
+    async def _serve(self, group: TaskGroup, address: str) -> None:
         service = Service(
             self.store,
             self,
@@ -168,8 +180,71 @@ class Daemon:
             on_state=self._bus_changed,
         )
         self._service = service
+        authority = Authority(lambda: service.connection)
+        inspections = Inspections(self._check, self._inspect, self._owner_of, authority)
+        repairs = Repairs(service.finding_for, self.store, await self._fixer(service, address), authority, self._fix_changed)
+        service.provide({**inspections.methods(), **repairs.methods()})
         group.start(service.run(), "bus")
         group.start(self._announce(service, self.store.subscribe("bus")), "announcements")
+
+    async def _fixer(self, service: Service, address: str) -> Fixer:
+        """Who makes repairs: on the system bus the helper, which runs as root; elsewhere this process, as far as its user may."""
+        if address == bus_address.system_bus():
+            return HelperFixer(lambda: service.connection)
+        from triaged.helper import local_fixer
+
+        directory = self.store.status.directory or self._state_directory_for_one_run()
+        fixer = local_fixer(lambda: None, os.path.join(directory, "originals"), self._options.kernel)
+        for outcome in await fixer.recover():
+            log.warning("fix %s was interrupted: %s: %s", outcome.key, outcome.state.value, outcome.message)
+        return fixer
+
+    def _state_directory_for_one_run(self) -> str:
+        """Where originals are kept while findings are in memory only: removed with the rest at the end, undone or not."""
+        import tempfile
+
+        self._scratch = tempfile.TemporaryDirectory(prefix="triaged-originals-")
+        return self._scratch.name
+
+    def _fix_changed(self, event: FixEvent) -> None:
+        if self._alerts is None or self._group is None:
+            return
+        kinds = {
+            FixEventKind.APPLIED: Event.FIX_APPLIED, FixEventKind.UNDONE: Event.FIX_UNDONE, FixEventKind.FAILED: Event.FIX_FAILED,
+        }
+        who = "unknown" if event.caller.uid is None else str(event.caller.uid)
+        if event.finding is not None:
+            entry = self._alerts.fix_changed(kinds[event.kind], event.finding, event.key, who, event.message)
+        else:
+            fields = {"TRIAGED_FINDING": event.finding_id, "TRIAGED_FIX": event.key, "TRIAGED_CALLER": who}
+            entry = self._alerts.send(kinds[event.kind], event.message, 5, fields)
+        self._group.start(entry, "journal entry")
+
+    # What is looked at on request (in a thread)
+
+    def _check(self, names: Sequence[str]) -> Sequence[Mapping[str, str | int | float | bool]]:
+        from triaged.check import check
+
+        policies = load_policies(self._settings.paths, names) if names else self._settings.policies
+        return [item.as_row() for item in check(policies, self._options.kernel)]
+
+    def _inspect(self, pid: int) -> tuple[Mapping[str, str | int], Sequence[Mapping[str, str | int | float | bool]]]:
+        from triaged.inspection import inspect_process
+
+        inspection = inspect_process(self._options.kernel, self._assembly.table, pid)
+        who, first = inspection.process, inspection.binding()
+        process: dict[str, str | int] = {"Pid": pid, "Cgroup": inspection.cgroup, "Blind": "; ".join(inspection.blind)}
+        if who is not None:
+            process.update({"Comm": who.comm, "Exe": who.exe, "Uid": who.uid})
+            if who.workload is not None:
+                process.update({"Workload": who.workload.workload, "Role": who.workload.role, "Package": who.workload.package})
+        return process, [_usage_row(usage, usage in first) for usage in inspection.usages]
+
+    def _owner_of(self, pid: int) -> int | None:
+        try:
+            return read_process(self._options.kernel, pid).uid
+        except KernelError:
+            return None
 
     async def _announce(self, service: Service, changes: Subscription) -> None:
         async for change in changes:
@@ -290,7 +365,7 @@ class Daemon:
     async def _replace(self, group: TaskGroup, settings: Settings, assembly: Assembly) -> None:
         for task in self._watching:
             task.cancel()
-        await asyncio.gather(*self._watching, return_exceptions=True)
+        await wait_ended(self._watching)
         self._watching.clear()
         self._settings, self._assembly = settings, assembly
         for conflict in settings.policies.conflicts:
@@ -315,12 +390,18 @@ class Daemon:
         if address:
             print(f"query    busctl {how}call {SERVICE_NAME} {MANAGER_PATH} {MANAGER} ListFindings 'a{{sv}}' 0")
             print(f"         triagectl --bus {shlex.quote(address)} list")
+        shown_already = {finding.identifier for finding in self.store.findings() if finding.is_open}
         for finding in self.store.findings():
             if finding.is_open:
                 self._print_finding("open", finding)
         print("watching; Ctrl-C ends it", flush=True)
         async for change in changes:
-            if change.finding is not None and change.what in (What.OPENED, What.CLOSED):
+            if change.finding is None or change.what not in (What.OPENED, What.CLOSED):
+                continue
+            # What opened before the list above was printed waits in the queue too.
+            is_news = change.what is What.CLOSED or change.finding.identifier not in shown_already
+            shown_already.discard(change.finding.identifier)
+            if is_news:
                 self._print_finding(change.what.value, change.finding)
 
     @staticmethod
@@ -329,6 +410,21 @@ class Daemon:
         text = finding.reason if what == "closed" and finding.reason else finding.summary
         words = f"{at} {what:8} {finding.severity.word:8} {finding.kind.value:8}"
         print(f"{words} {finding.identifier}: {shown(text, 400)}", flush=True)
+
+
+def _usage_row(usage: Usage, binds_first: bool) -> Mapping[str, str | int | float | bool]:
+    row: dict[str, str | int | float | bool] = {
+        "Resource": usage.resource, "Limit": usage.limit_name, "Where": usage.where, "Unit": usage.unit, "BindsFirst": binds_first,
+        "IsLowerBound": usage.is_lower_bound, "Note": usage.note,
+    }
+    for name, value in (("Used", usage.used), ("Of", usage.limit)):
+        if isinstance(value, int):
+            row[name] = value
+        elif not usage.note:
+            row["Note"] = str(value)
+    if usage.share is not None:
+        row["Share"] = usage.share
+    return row
 
 
 async def run(options: Options) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +19,21 @@ from triaged.sources.source import Source, SourceState
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_S = 1.0
+_CANCEL_AGAIN_S = 0.5
 LAST_RETRY_S = 60.0
+
+
+async def wait_ended(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Waits until the tasks, which were cancelled, have ended; cancels again those that took no notice.
+
+    Before Python 3.12 asyncio.wait_for() loses a cancellation that comes in the very turn in which what it waits for is done
+    (CPython gh-86296): a task that went on because of that would be waited for for ever.
+    """
+    left = set(tasks)
+    while left:
+        _, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_S)
+        for task in left:
+            task.cancel()
 
 
 class TaskGroup:
@@ -30,6 +44,7 @@ class TaskGroup:
         self._error: BaseException | None = None
         self._parent: asyncio.Task[Any] | None = None
         self._leaving = False
+        self._is_cancelled = False
 
     def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Starts a task of the group."""
@@ -40,6 +55,7 @@ class TaskGroup:
 
     def cancel(self) -> None:
         """Cancels every task of the group."""
+        self._is_cancelled = True
         for task in self._tasks:
             task.cancel()
 
@@ -66,7 +82,10 @@ class TaskGroup:
         cancelled: asyncio.CancelledError | None = None
         while self._tasks:
             try:
-                await asyncio.wait(tuple(self._tasks))
+                if self._is_cancelled:
+                    await wait_ended(tuple(self._tasks))
+                else:
+                    await asyncio.wait(tuple(self._tasks), return_when=asyncio.FIRST_COMPLETED)
             except asyncio.CancelledError as again:
                 cancelled = again
                 self.cancel()

@@ -61,7 +61,9 @@ REPLACE_EXISTING = 2
 _NAME_REPLIES = {1: True, 2: False, 4: True}
 _INTEGERS = frozenset("ynqiuxt")
 # Methods of the Manager that other parts of triaged answer, where they are there.
-OTHERS_METHODS = frozenset({"PreviewFix", "ApplyFix", "UndoFix", "DismissFinding", "ListFixes"})
+OTHERS_METHODS = frozenset({
+    "PreviewFix", "ApplyFix", "UndoFix", "DismissFinding", "ListFixes", "CheckPolicy", "InspectProcess",
+})
 # The parts of a finding that a broadcast never shows where they are somebody's private matter.
 _MAY_BE_PRIVATE = ("Reason", "Subject", "Summary", "Evidence", "EvidenceSources", "Fixes")
 
