@@ -37,11 +37,11 @@ PARAMETERS = "kernel-parameters"  # the one source that tells the same on every 
 EVIL = "\x1b]0;owned\x07"
 _IMPOSSIBLE = """
 [[parameter]]
-key = "kernel.pid_max"
+key = "vm.max_map_count"
 operator = "at-least"
-value = 4611686018427387904
+value = 2147483647
 severity = "{severity}"
-why = "Nobody has so many. It is here for a test."
+why = "It is the most that the kernel takes, and nobody has it. It is here for a test."
 """
 _BUS = """<busconfig><type>session</type><keep_umask/><listen>unix:path={socket}</listen><auth>EXTERNAL</auth>
 <policy context="default"><allow user="*"/><allow send_destination="*"/><allow receive_sender="*"/><allow own="*"/></policy>
@@ -173,6 +173,10 @@ class Daemon:
         with BlockingClient(self.address) as client:
             return int(client.manager_properties()["OpenFindings"])
 
+    def wait_for_findings(self, number: int) -> None:
+        """Waits until so many are open."""
+        wait_for(lambda: self.open_findings() == number)
+
 
 @contextlib.contextmanager
 def _daemon() -> Iterator[Daemon]:
@@ -187,11 +191,10 @@ def _daemon() -> Iterator[Daemon]:
         assert bus.stdout is not None
         assert bus.stdout.readline()
         address = f"unix:path={machine.directory}/bus"
+        # The daemon is not told that this is the system bus: there it would have the helper make its repairs.
+        argv = [sys.executable, "-m", "triaged", "--bus", address, "--state-directory", str(state), "--no-print-findings"]
+        process = subprocess.Popen(argv, env={**os.environ, **machine.environment}, cwd="/")
         machine.environment |= {"TRIAGED_BUS": address, "DBUS_SYSTEM_BUS_ADDRESS": address}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "triaged", "--bus", address, "--state-directory", str(state), "--no-print-findings"],
-            env={**os.environ, **machine.environment}, cwd="/",
-        )
         try:
             wait_for(lambda: machine.triagectl("status").returncode == 0)
             yield Daemon(machine, address, process, bus)
@@ -216,7 +219,7 @@ def daemon(shared_daemon: Daemon) -> Iterator[Daemon]:
     shared_daemon.machine.write_policy()
     if shared_daemon.open_findings() != 2:
         shared_daemon.reload()
-        wait_for(lambda: shared_daemon.open_findings() == 2)
+        shared_daemon.wait_for_findings(2)
 
 
 @pytest.fixture

@@ -37,6 +37,16 @@ def test_a_command_line_is_printable_and_means_the_same_word_to_bash(word: str) 
     assert answer.stdout.decode() == word
 
 
+def test_a_word_with_single_quotes_stays_readable() -> None:
+    assert command_line(["sh", "-c", "echo 'a = 1' > /etc/b"]) == "sh -c \"echo 'a = 1' > /etc/b\""
+
+
+@given(st.text(st.sampled_from("'\"$`\\! a"), max_size=8))
+def test_quotes_and_dollars_mean_themselves_to_bash(word: str) -> None:
+    answer = subprocess.run(["bash", "-c", f"printf %s {command_line([word])}"], capture_output=True, check=True)
+    assert answer.stdout.decode() == word
+
+
 def test_plain_words_are_not_quoted() -> None:
     argv = ["systemctl", "set-property", "--runtime", "a@1.service", "TasksMax=128"]
     assert command_line(argv) == " ".join(argv)

@@ -96,6 +96,8 @@ def _quoted(word: str) -> str:
         return "$'" + "".join(each if each.isprintable() else _escaped(ord(each), 0x80) for each in escaped) + "'"
     if word and re.fullmatch(r"[\w@%+=:,./-]+", word, re.ASCII):
         return word
+    if "'" in word and not re.search(r'["$`\\!]', word):
+        return f'"{word}"'
     return "'" + word.replace("'", "'\"'\"'") + "'"
 
 
