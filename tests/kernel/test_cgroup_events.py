@@ -272,6 +272,23 @@ async def test_a_refusal_is_told_although_its_cgroup_is_removed_at_once(own_cgro
     assert fact.owner.cgroup.path == path
 
 
+async def test_a_refusal_below_a_path_of_4000_characters_is_told_with_all_of_it(own_cgroup) -> None:
+    hierarchy, path, directory = own_cgroup("pids", "long")
+    (directory / "pids.max").write_text("3")
+    names = []
+    while len(str(directory)) + 201 * (len(names) + 1) < 4050:
+        names.append("x" * 200)
+    leaf = make_below(hierarchy, "pids", directory, *names)
+    events, log = sources()
+    async with Watching(log, events) as watching:
+        await need_log(log)
+        count = await asyncio.to_thread(fork_in, leaf, 5)
+        await watching.until(lambda: refused(watching.about(path)) == count)
+    facts = [fact for fact in watching.about(path) if isinstance(fact, PidsFacts)]
+    assert all(fact.owner and fact.owner.cgroup.path == path for fact in facts)
+    assert any(len(limit.cgroup.path) > 3800 for fact in facts for limit in fact.ancestry)
+
+
 async def test_a_kill_is_told_once_with_victim_record_and_owner(own_cgroup) -> None:
     hierarchy, path, directory = own_cgroup("memory", "oom")
     limit_memory(hierarchy, directory)
@@ -371,3 +388,33 @@ async def test_idle_the_source_sleeps(own_cgroup) -> None:
         if events.counters.get("events", 0) - before > 50:
             pytest.skip("somebody else makes and removes cgroups here at this moment")
     assert used < 0.1
+
+
+async def test_a_cgroup_that_was_hit_before_is_polled_again_when_another_one_is_hit(own_cgroup) -> None:
+    _, path, directory = own_cgroup("pids", "twice")
+    (directory / "pids.max").write_text("3")
+    fork_in(directory, 5)
+    events, log = sources()
+    async with Watching(log, events) as watching:
+        await need_log(log)
+        await watching.until(lambda: refused(watching.about(path)) > 0)
+        _, other, second = own_cgroup("pids", "other")
+        (second / "pids.max").write_text("3")
+        for _ in range(2):  # the kernel logs the first time only
+            before = refused(watching.about(other))
+            count = await asyncio.to_thread(fork_in, second, 5)
+            await watching.until(lambda count=count, before=before: refused(watching.about(other)) == before + count)
+
+
+def test_one_pass_over_log_and_counters_tells_an_earlier_kill_once_with_its_victim(own_cgroup) -> None:
+    hierarchy, path, directory = own_cgroup("memory", "past")
+    limit_memory(hierarchy, directory)
+    pid = eat_in(directory)
+    events, log = sources()
+    facts = [*log.snapshot(), *events.snapshot()]
+    if log.status.state is not SourceState.ACTIVE:
+        pytest.skip(f"the kernel log cannot be read here: {log.status.reason}")
+    kills = [fact for fact in facts if isinstance(fact, OomFacts) and fact.cgroup.path == path]
+    assert [(fact.kills, fact.before_start) for fact in kills] == [(1, True)]
+    assert kills[0].victim is not None
+    assert kills[0].victim.pid == pid

@@ -303,21 +303,20 @@ class CgroupEvents(Source):
         if len(self._refusals) >= _REFUSALS_CAP:
             self.count("dropped")
             return
-        tree = self._tree_of("pids")
-        if tree is not None and record.is_cut:
-            whole = tree.beginning_with(record.path)
-            if len(whole) == 1:
-                record = ForkRejected(whole[0], record.stamp_usec, record.text)
         self._refusals.append(_Refusal(record, time.monotonic()))
-        if tree is not None:
-            tree.mark(record.path, "pids")
+        self._mark_refusal(record)
         self._wake.set()
 
-    def _mark_refusals(self, now: float) -> None:
+    def _mark_refusal(self, record: ForkRejected) -> None:
         tree = self._tree_of("pids")
+        if tree is not None:
+            for path in tree.beginning_with(record.path) if record.is_cut else (record.path,):
+                tree.mark(path, "pids")
+
+    def _mark_refusals(self, now: float) -> None:
         for refusal in self._refusals:
-            if tree is not None and not refusal.is_told and now >= refusal.taken_at + _RECORD_WAIT_S:
-                tree.mark(refusal.record.path, "pids")  # the last look before the line alone is believed
+            if not refusal.is_told and now >= refusal.taken_at + _RECORD_WAIT_S:
+                self._mark_refusal(refusal.record)  # the last look before the line alone is believed
 
     def _next_refusal(self) -> float:
         return min((each.taken_at + _RECORD_WAIT_S for each in self._refusals if not each.is_told), default=_NEVER)
@@ -328,7 +327,8 @@ class CgroupEvents(Source):
         inside = path if path.endswith("/") else path + "/"
         found = None
         for refusal in self._refusals:
-            if refusal.record.path == path or refusal.record.path.startswith(inside):
+            named = refusal.record.path
+            if named == path or named.startswith(inside) or (refusal.record.is_cut and path.startswith(named)):
                 refusal.is_told = True
                 found = refusal.record
         return found
@@ -343,6 +343,8 @@ class CgroupEvents(Source):
                     self._on_counter(self._key(increase.cgroup, increase.own_file), increase.total)
                 if not increase.before_start:
                     self._rose_at = time.monotonic()
+                    if self._polled_trees():
+                        self._hot_at = min(self._hot_at, self._rose_at + _HOT_S)
                 if increase.controller == "pids":
                     self.count("refused forks", increase.by)
                     yield pids_facts(self._layout, increase, self._record_for(increase))
