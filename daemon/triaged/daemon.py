@@ -78,6 +78,7 @@ class Daemon:
         self._journal = Journal(fallback=self._nowhere)
         self._alerts: JournalPublisher | None = None
         self._group: TaskGroup | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._service: Service | None = None
         self._is_ready = False
         self._ready = asyncio.Event()
@@ -122,7 +123,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Runs until SIGTERM or SIGINT. Raises: BusError where the bus that was asked for cannot be had at all."""
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         for error in await loop.run_in_executor(None, self.store.load):
             log.warning("%s", error.shown())
         for conflict in self._settings.policies.conflicts:
@@ -283,6 +284,12 @@ class Daemon:
     # What is told
 
     def _source_changed(self, status: SourceStatus) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # the look that found it out runs in a thread
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._source_changed, status)
+            return
         before = self._told.get(status.name)
         now = (status.state, status.reason)
         if now == before or status.state is SourceState.STARTING:
