@@ -6,12 +6,15 @@ _triagectl_spec()
 {
     children="" options="" places=""
     case $1 in
-        "") children="scan status list show watch check inspect log rules completion" options="-h --help --version --bus --color" places="" ;;
+        "") children="scan status list show watch fix undo dismiss check inspect log rules completion" options="-h --help --version --bus --color" places="" ;;
         "scan") children="" options="-h --help --policy --strict --json --bus --color" places="" ;;
         "status") children="" options="-h --help --json --bus --color" places="" ;;
         "list") children="" options="-h --help --state --kind --severity --rule --unit -q --quiet --json --bus --color" places="" ;;
         "show") children="" options="-h --help --json --bus --color" places="@findings" ;;
         "watch") children="" options="-h --help -n --number --json --bus --color" places="" ;;
+        "fix") children="" options="-h --help --lasting --preview --yes --json --bus --color" places="@findings @nothing" ;;
+        "undo") children="" options="-h --help --json --bus --color" places="@findings @nothing" ;;
+        "dismiss") children="" options="-h --help --why --bus --color" places="@findings" ;;
         "check") children="" options="-h --help --policy --list --pid --strict --all --json --junit --bus --color" places="" ;;
         "inspect") children="" options="-h --help --json --bus --color" places="@nothing" ;;
         "log") children="" options="-h --help --finding --rule --since --directory -n --lines -f --follow -x --explain --json --bus --color" places="@units" ;;
@@ -44,6 +47,13 @@ _triagectl_value()
         "watch:-n"|"watch:--number") offer="@nothing" ;;
         "watch:--bus") offer="system+session" ;;
         "watch:--color") offer="auto+always+never" ;;
+        "fix:--bus") offer="system+session" ;;
+        "fix:--color") offer="auto+always+never" ;;
+        "undo:--bus") offer="system+session" ;;
+        "undo:--color") offer="auto+always+never" ;;
+        "dismiss:--why") offer="@nothing" ;;
+        "dismiss:--bus") offer="system+session" ;;
+        "dismiss:--color") offer="auto+always+never" ;;
         "check:--policy") offer="@nothing" ;;
         "check:--pid") offer="@pids" ;;
         "check:--junit") offer="@files" ;;

@@ -10,9 +10,9 @@ function __triagectl_at -d 'Whether the command line so far names this command' 
             continue
         end
         switch "$path:$word"
-            case ':--bus' ':--color' 'scan:--policy' 'scan:--bus' 'scan:--color' 'status:--bus' 'status:--color' 'list:--state' 'list:--kind' 'list:--severity' 'list:--rule' 'list:--unit' 'list:--bus' 'list:--color' 'show:--bus' 'show:--color' 'watch:-n' 'watch:--number' 'watch:--bus' 'watch:--color' 'check:--policy' 'check:--pid' 'check:--junit' 'check:--bus' 'check:--color' 'inspect:--bus' 'inspect:--color' 'log:--finding' 'log:--rule' 'log:--since' 'log:--directory' 'log:-n' 'log:--lines' 'log:--bus' 'log:--color' 'rules:--bus' 'rules:--color' 'completion:--bus' 'completion:--color'
+            case ':--bus' ':--color' 'scan:--policy' 'scan:--bus' 'scan:--color' 'status:--bus' 'status:--color' 'list:--state' 'list:--kind' 'list:--severity' 'list:--rule' 'list:--unit' 'list:--bus' 'list:--color' 'show:--bus' 'show:--color' 'watch:-n' 'watch:--number' 'watch:--bus' 'watch:--color' 'fix:--bus' 'fix:--color' 'undo:--bus' 'undo:--color' 'dismiss:--why' 'dismiss:--bus' 'dismiss:--color' 'check:--policy' 'check:--pid' 'check:--junit' 'check:--bus' 'check:--color' 'inspect:--bus' 'inspect:--color' 'log:--finding' 'log:--rule' 'log:--since' 'log:--directory' 'log:-n' 'log:--lines' 'log:--bus' 'log:--color' 'rules:--bus' 'rules:--color' 'completion:--bus' 'completion:--color'
                 set is_value yes
-            case ':scan' ':status' ':list' ':show' ':watch' ':check' ':inspect' ':log' ':rules' ':completion'
+            case ':scan' ':status' ':list' ':show' ':watch' ':fix' ':undo' ':dismiss' ':check' ':inspect' ':log' ':rules' ':completion'
                 set path (string trim -- "$path $word")
         end
     end
@@ -25,6 +25,9 @@ complete -c triagectl -n '__triagectl_at \'\'' -f -a status -d 'how the daemon a
 complete -c triagectl -n '__triagectl_at \'\'' -f -a list -d 'the findings of the daemon'
 complete -c triagectl -n '__triagectl_at \'\'' -f -a show -d 'one finding with its evidence and fixes'
 complete -c triagectl -n '__triagectl_at \'\'' -f -a watch -d 'print findings as they come'
+complete -c triagectl -n '__triagectl_at \'\'' -f -a fix -d 'preview and apply the fix of a finding'
+complete -c triagectl -n '__triagectl_at \'\'' -f -a undo -d 'put back what a fix changed'
+complete -c triagectl -n '__triagectl_at \'\'' -f -a dismiss -d 'say that a finding does not matter'
 complete -c triagectl -n '__triagectl_at \'\'' -f -a check -d 'hold policies against this machine, as a gate'
 complete -c triagectl -n '__triagectl_at \'\'' -f -a inspect -d 'every limit of a process or unit, and which binds first'
 complete -c triagectl -n '__triagectl_at \'\'' -f -a log -d 'what the journal says of a unit\'s findings'
@@ -64,6 +67,26 @@ complete -c triagectl -n '__triagectl_at \'watch\'' -s n -l number -x -d 'end af
 complete -c triagectl -n '__triagectl_at \'watch\'' -l json -d 'print JSON, one finding a line'
 complete -c triagectl -n '__triagectl_at \'watch\'' -l bus -x -a 'system session' -d 'the message bus where the daemon is: system, session, or an address (default: $TRIAGED_BUS, else system)'
 complete -c triagectl -n '__triagectl_at \'watch\'' -l color -x -a 'auto always never' -d 'colours: auto (on a terminal, unless $NO_COLOR is set), always, never'
+complete -c triagectl -n '__triagectl_at \'fix\'' -s h -l help -d 'show this help message and exit'
+complete -c triagectl -n '__triagectl_at \'fix\'' -l lasting -d 'take the fix that lasts over a reboot'
+complete -c triagectl -n '__triagectl_at \'fix\'' -l preview -d 'only show what would change'
+complete -c triagectl -n '__triagectl_at \'fix\'' -l yes -d 'do not ask'
+complete -c triagectl -n '__triagectl_at \'fix\'' -l json -d 'print JSON: the preview, or with --yes the outcome'
+complete -c triagectl -n '__triagectl_at \'fix\'' -l bus -x -a 'system session' -d 'the message bus where the daemon is: system, session, or an address (default: $TRIAGED_BUS, else system)'
+complete -c triagectl -n '__triagectl_at \'fix\'' -l color -x -a 'auto always never' -d 'colours: auto (on a terminal, unless $NO_COLOR is set), always, never'
+complete -c triagectl -n '__triagectl_at \'fix\'' -f -a '(triagectl list --quiet --state all 2>/dev/null)'
+complete -c triagectl -n '__triagectl_at \'fix\'' -f
+complete -c triagectl -n '__triagectl_at \'undo\'' -s h -l help -d 'show this help message and exit'
+complete -c triagectl -n '__triagectl_at \'undo\'' -l json -d 'print JSON'
+complete -c triagectl -n '__triagectl_at \'undo\'' -l bus -x -a 'system session' -d 'the message bus where the daemon is: system, session, or an address (default: $TRIAGED_BUS, else system)'
+complete -c triagectl -n '__triagectl_at \'undo\'' -l color -x -a 'auto always never' -d 'colours: auto (on a terminal, unless $NO_COLOR is set), always, never'
+complete -c triagectl -n '__triagectl_at \'undo\'' -f -a '(triagectl list --quiet --state all 2>/dev/null)'
+complete -c triagectl -n '__triagectl_at \'undo\'' -f
+complete -c triagectl -n '__triagectl_at \'dismiss\'' -s h -l help -d 'show this help message and exit'
+complete -c triagectl -n '__triagectl_at \'dismiss\'' -l why -x -d 'the reason, which is kept with the finding'
+complete -c triagectl -n '__triagectl_at \'dismiss\'' -l bus -x -a 'system session' -d 'the message bus where the daemon is: system, session, or an address (default: $TRIAGED_BUS, else system)'
+complete -c triagectl -n '__triagectl_at \'dismiss\'' -l color -x -a 'auto always never' -d 'colours: auto (on a terminal, unless $NO_COLOR is set), always, never'
+complete -c triagectl -n '__triagectl_at \'dismiss\'' -f -a '(triagectl list --quiet --state all 2>/dev/null)'
 complete -c triagectl -n '__triagectl_at \'check\'' -s h -l help -d 'show this help message and exit'
 complete -c triagectl -n '__triagectl_at \'check\'' -l policy -x -d 'hold this policy against the machine, not the configured ones; may be given again'
 complete -c triagectl -n '__triagectl_at \'check\'' -l list -d 'list the policies that there are'

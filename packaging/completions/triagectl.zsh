@@ -86,6 +86,41 @@ _triagectl_check() {
         '--color=[colours\: auto (on a terminal, unless $NO_COLOR is set), always, never]:when:(auto always never)'
 }
 
+_triagectl_dismiss() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--why=[the reason, which is kept with the finding]:text: ' \
+        '--bus=[the message bus where the daemon is\: system, session, or an address (default\: $TRIAGED_BUS, else system)]:bus:(system session)' \
+        '--color=[colours\: auto (on a terminal, unless $NO_COLOR is set), always, never]:when:(auto always never)' \
+        ':id:_triagectl__findings'
+}
+
+_triagectl_undo() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--json[print JSON]' \
+        '--bus=[the message bus where the daemon is\: system, session, or an address (default\: $TRIAGED_BUS, else system)]:bus:(system session)' \
+        '--color=[colours\: auto (on a terminal, unless $NO_COLOR is set), always, never]:when:(auto always never)' \
+        ':id:_triagectl__findings' \
+        ':fix: '
+}
+
+_triagectl_fix() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--lasting[take the fix that lasts over a reboot]' \
+        '--preview[only show what would change]' \
+        '--yes[do not ask]' \
+        '--json[print JSON\: the preview, or with --yes the outcome]' \
+        '--bus=[the message bus where the daemon is\: system, session, or an address (default\: $TRIAGED_BUS, else system)]:bus:(system session)' \
+        '--color=[colours\: auto (on a terminal, unless $NO_COLOR is set), always, never]:when:(auto always never)' \
+        ':id:_triagectl__findings' \
+        ':fix: '
+}
+
 _triagectl_watch() {
     _arguments -s \
         '(-h --help)-h[show this help message and exit]' \
@@ -152,6 +187,9 @@ _triagectl() {
         'list:the findings of the daemon'
         'show:one finding with its evidence and fixes'
         'watch:print findings as they come'
+        'fix:preview and apply the fix of a finding'
+        'undo:put back what a fix changed'
+        'dismiss:say that a finding does not matter'
         'check:hold policies against this machine, as a gate'
         'inspect:every limit of a process or unit, and which binds first'
         'log:what the journal says of a unit'\''s findings'
@@ -175,6 +213,9 @@ _triagectl() {
                 list) _triagectl_list ;;
                 show) _triagectl_show ;;
                 watch) _triagectl_watch ;;
+                fix) _triagectl_fix ;;
+                undo) _triagectl_undo ;;
+                dismiss) _triagectl_dismiss ;;
                 check) _triagectl_check ;;
                 inspect) _triagectl_inspect ;;
                 log) _triagectl_log ;;

@@ -26,25 +26,16 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Shows the finding. Raises BusError."""
     from triaged.cli.__main__ import say_error
-    from triaged.cli.daemon import NO_SUCH_FINDING, daemon
+    from triaged.cli.daemon import daemon
     from triaged.cli.document import finding_from_bus
-    from triaged.errors import BusError
+    from triaged.cli.repair import NotMeant, read_finding
 
     with daemon(args.bus) as client:
         try:
-            properties = client.get_finding(args.id)
-        except BusError as error:
-            if error.name != NO_SUCH_FINDING:
-                raise
-            fitting = sorted(row["Id"] for row in client.list_findings(state="all") if row["Id"].startswith(args.id))
-            if len(fitting) == 1:
-                properties = client.get_finding(fitting[0])
-            elif fitting:
-                say_error(f"{args.id!r} is the beginning of {len(fitting)} findings", f"which one: {', '.join(fitting[:5])}?")
-                return ExitStatus.FOUND
-            else:
-                say_error(f"there is no finding {args.id!r} that you may see", "'triagectl list --state all' lists them")
-                return ExitStatus.FOUND
+            properties = read_finding(client, args.id)
+        except NotMeant as error:
+            say_error(str(error), error.remedy)
+            return ExitStatus.FOUND
     document = finding_from_bus(properties)
     if args.json:
         import json
