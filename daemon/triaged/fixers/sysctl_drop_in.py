@@ -8,9 +8,9 @@ import os
 from triaged.errors import KernelError
 from triaged.fixers.own_file import OwnFile
 from triaged.fixers.part import Original, Part
-from triaged.kernel.sysctl_order import Assignment, parse_assignments, read_assignments
 from triaged.kernel.files import read_text
 from triaged.kernel.paths import KernelPaths
+from triaged.kernel.sysctl_order import Assignment, parse_assignments, read_assignments
 
 # After every name that people are told to choose (99-..., 99-sysctl.conf, zz-local.conf is rare and is reported).
 NAME = "zz-triaged.conf"
