@@ -14,7 +14,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -158,7 +157,7 @@ class RawClient:
         self.socket.sendall(b"\0AUTH EXTERNAL " + str(os.getuid()).encode().hex().encode() + b"\r\nBEGIN\r\n")
         while self.socket.recv(1) != b"\n":
             pass
-        self._input = b""
+        self._input = bytearray()
         self._serial = 1
         driver = "org.freedesktop.DBus"
         self.socket.sendall(self.message("Hello", path="/org/freedesktop/DBus", interface=driver, to=driver))
@@ -179,7 +178,8 @@ class RawClient:
         """The next message that comes."""
         while True:
             if len(self._input) >= FIXED_BYTES and len(self._input) >= (lengths := parse_lengths(self._input)).message:
-                frame, self._input = self._input[:lengths.message], self._input[lengths.message:]
+                frame = bytes(self._input[:lengths.message])
+                del self._input[:lengths.message]
                 return parse_header(frame), frame[lengths.header:]
             part = self.socket.recv(1 << 20)
             if not part:
@@ -267,12 +267,12 @@ def start_service(program: str, library: tuple[str, str], tmp_path: Path) -> Ite
 
 
 @pytest.fixture
-def raw(service: ServiceProcess) -> Iterator[Callable[[], RawClient]]:
-    """Makes raw clients."""
+def raw_on() -> Iterator[Callable[[Bus], RawClient]]:
+    """Makes raw clients on a bus."""
     clients: list[RawClient] = []
 
-    def make() -> RawClient:
-        clients.append(RawClient(service.bus))
+    def make(bus: Bus) -> RawClient:
+        clients.append(RawClient(bus))
         return clients[-1]
 
     yield make
@@ -281,25 +281,13 @@ def raw(service: ServiceProcess) -> Iterator[Callable[[], RawClient]]:
 
 
 @pytest.fixture
+def raw(service: ServiceProcess, raw_on: Callable[[Bus], RawClient]) -> Callable[[], RawClient]:
+    """Makes raw clients on the bus of the shared service."""
+    return lambda: raw_on(service.bus)
+
+
+@pytest.fixture
 def client(service: ServiceProcess) -> Iterator[BlockingClient]:
     """A client of the service."""
     with BlockingClient(service.bus.address) as blocking:
         yield blocking
-
-
-@pytest.fixture
-def measure_waits() -> Callable[[BlockingClient, Callable[[], bool]], float]:
-    """Calls the service until told to stop; gives the longest time, in seconds, that a call took."""
-
-    def measure(client: BlockingClient, is_over: Callable[[], bool]) -> float:
-        longest = 0.0
-        while True:
-            last = is_over()
-            start = time.monotonic()
-            client.manager_properties()
-            longest = max(longest, time.monotonic() - start)
-            if last:
-                return longest
-            time.sleep(0.01)
-
-    return measure

@@ -90,6 +90,28 @@ class Findings:
             raise RuntimeError(f"/home/u/private {SECRET}")
 
 
+class LongestCallback:
+    """The most processor time, in seconds, for which anything held up the loop; it does not grow with the machine's load."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        run = asyncio.events.Handle._run
+
+        def measured(handle: asyncio.Handle) -> None:
+            start = time.thread_time()
+            run(handle)
+            self.seconds = max(self.seconds, time.thread_time() - start)
+
+        asyncio.events.Handle._run = measured  # type: ignore[method-assign]
+
+    def take(self) -> float:
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+
+LONGEST = LongestCallback()
+
+
 def resident_bytes() -> int:
     """How much memory this process has in use."""
     with open("/proc/self/statm", encoding="ascii") as file:
@@ -131,7 +153,7 @@ async def obey(command: dict[str, Any], findings: Findings, service: Service) ->
     if what == "status":
         return {
             "rss": resident_bytes(), "cpu_s": time.process_time(), "library": seam.LIBRARY, "dropped": dict(service.dropped),
-            "fds": len(os.listdir("/proc/self/fd")),
+            "fds": len(os.listdir("/proc/self/fd")), "longest_callback_s": LONGEST.take(),
         }
     raise ValueError(what)
 

@@ -211,7 +211,8 @@ def test_manager_properties_say_what_is_watched_and_what_was_lost(client: Blocki
     assert properties["Dropped"]["facts"] == 3
     (source,) = properties["Sources"]
     assert source == {
-        "Name": "process-events", "State": "degraded", "Reason": "no CAP_NET_ADMIN", "Remedy": "run as root", "Counters": {"events": 7},
+        "Name": "process-events", "State": "degraded", "Reason": "no CAP_NET_ADMIN", "Remedy": "run as root",
+        "Counters": {"events": 7},
     }
 
 

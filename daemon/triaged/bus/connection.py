@@ -2,8 +2,9 @@
 """A connection to a message bus on asyncio: framing, calls with time limits, replies, signals, and no way for a peer to end it.
 
 What the bus does that shapes this (measured, dbus-daemon 1.14 and dbus-broker 33):
-- The socket refuses with EAGAIN as soon as the bus is busy; asyncio's transport queues then, in order. A queue can only grow
-  while the bus does not read, so beyond a mark nothing more is read either, and beyond another signals are dropped and counted.
+- The socket refuses with EAGAIN as soon as the bus is busy; asyncio's transport queues then, in order. Beyond a mark no more calls
+  are answered until the bus has read; those that wait are taken in turn from each caller, so that one who asks for much does not
+  make all others wait. Beyond another mark signals are dropped and counted.
 - dbus-daemon stops reading from a sender of which 127 MB wait for some receiver. The socket then stays full for as long as that
   receiver lives, for all other callers too; only a new connection gets out of it. Hence the watch on the progress of writing.
 - A message that is too large is never held: its header is read, the caller is told, the rest is passed over as it comes.
@@ -14,7 +15,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections import Counter
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,8 +39,9 @@ STALL_S = 5.0
 # How long received messages are handled before the rest of the program gets its turn, and the pause after that: in a storm of
 # messages no more than half a core goes into them.
 SLICE_S = 0.010
-OUTPUT_HIGH_BYTES = 4 << 20
-OUTPUT_LOW_BYTES = 1 << 20
+OUTPUT_HIGH_BYTES = 1 << 20
+OUTPUT_LOW_BYTES = 256 << 10
+HELD_BYTES = 4 << 20
 SIGNAL_QUEUE_BYTES = 32 << 20
 ERROR_TEXT_CHARACTERS = 1000
 
@@ -109,6 +111,9 @@ class Connection(asyncio.Protocol):
         self._output = bytearray()
         self._flush_later: asyncio.Handle | None = None
         self._output_full = False
+        # Calls that wait for room in the output, by caller.
+        self._held: OrderedDict[str, deque[Message]] = OrderedDict()
+        self._held_bytes = 0
         self._unsent_bytes = 0
         self._flushed_bytes = 0
         self._watch: asyncio.Handle | None = None
@@ -154,6 +159,14 @@ class Connection(asyncio.Protocol):
             text = values[0] if values and isinstance(values[0], str) else message.header.error_name
             raise BusError(message.header.error_name, text)
         return values
+
+    def answer_later(self, messages: Sequence[Message]) -> None:
+        """Has calls of one caller that could not be answered when they came handled again, before what it called since."""
+        for message in reversed(messages):
+            self._held.setdefault(message.header.sender, deque()).appendleft(message)
+            self._held_bytes += _held_size(message)
+        if self._pump_later is None:
+            self._pump_later = self._loop.call_soon(self._pump)
 
     def reply(self, call: Message, signature: str, body: bytes) -> None:
         """Answers a call with a marshalled body; with LimitsExceeded where that is too large."""
@@ -230,7 +243,7 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._output_full = False
         if self._pump_later is None:
-            self._pump()
+            self._pump_later = self._loop.call_soon(self._pump)
 
     # -- input
 
@@ -241,8 +254,7 @@ class Connection(asyncio.Protocol):
             return
         end = time.monotonic() + SLICE_S
         try:
-            # Whoever lets us write more than the bus takes is not served further before it has been taken.
-            while not self._output_full and self._take_message():
+            while self._answer_held() or (self._held_bytes < HELD_BYTES and self._take_message()):
                 if time.monotonic() > end:
                     transport.pause_reading()
                     self._pump_later = self._loop.call_later(SLICE_S, self._pump)
@@ -250,10 +262,29 @@ class Connection(asyncio.Protocol):
         except ValueError as error:
             self._abort(f"the bus sent what is no D-Bus message: {error}")
             return
-        if self._output_full:
-            transport.pause_reading()
-        else:
+        if self._held_bytes < HELD_BYTES:
             transport.resume_reading()
+        else:
+            transport.pause_reading()
+
+    def _hold(self, message: Message) -> None:
+        self._held.setdefault(message.header.sender, deque()).append(message)
+        self._held_bytes += _held_size(message)
+
+    def _is_output_full(self) -> bool:
+        return self._output_full or len(self._output) > OUTPUT_HIGH_BYTES
+
+    def _answer_held(self) -> bool:
+        """Has one held call answered, the next caller's; False if there is none or no room."""
+        if not self._held or self._is_output_full():
+            return False
+        sender, waiting = self._held.popitem(last=False)
+        message = waiting.popleft()
+        if waiting:
+            self._held[sender] = waiting
+        self._held_bytes -= _held_size(message)
+        self._call_handler(message)
+        return True
 
     def _take_message(self) -> bool:
         """Handles the first message of the input; False if it is not there yet."""
@@ -298,13 +329,19 @@ class Connection(asyncio.Protocol):
             if reply is not None and not reply.done():
                 reply.set_result(message)
             return
-        handler = {MessageType.METHOD_CALL: self._on_call, MessageType.SIGNAL: self._on_signal}.get(kind)  # type: ignore[call-overload]
-        if handler is None:
-            if kind == MessageType.METHOD_CALL:
-                self.reply_error(message, "org.freedesktop.DBus.Error.UnknownObject", "this client has no objects")
-            return
+        if kind == MessageType.METHOD_CALL and (self._held or self._is_output_full()):
+            self._hold(message)
+        elif kind in (MessageType.METHOD_CALL, MessageType.SIGNAL):
+            self._call_handler(message)
+
+    def _call_handler(self, message: Message) -> None:
+        is_call = message.header.message_type == MessageType.METHOD_CALL
+        handler = self._on_call if is_call else self._on_signal
         try:
-            handler(self, message)
+            if handler is not None:
+                handler(self, message)
+            elif is_call:
+                self.reply_error(message, "org.freedesktop.DBus.Error.UnknownObject", "this client has no objects")
         except Exception:
             # The border of every handler: whatever one message brings about must not end the connection of all.
             log.exception("a D-Bus message could not be handled, ignoring it")
@@ -339,6 +376,8 @@ class Connection(asyncio.Protocol):
         if self._unsent_bytes and self._watch is None:
             sent = self._flushed_bytes - self._unsent_bytes
             self._watch = self._loop.call_later(self._limits.stall_s, self._look_for_stall, sent)
+        if self._held and not self._output_full and self._pump_later is None:
+            self._pump_later = self._loop.call_soon(self._pump)
 
     def _look_for_stall(self, sent_then: int) -> None:
         self._watch = None
@@ -361,6 +400,10 @@ class Connection(asyncio.Protocol):
     def _lose(self, reason: str) -> None:
         if not self.closed.done():
             self.closed.set_result(reason)
+
+
+def _held_size(message: Message) -> int:
+    return len(message.body) + 1000  # a header and the objects around it
 
 
 async def connect(

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Union
 
@@ -26,6 +26,7 @@ PEER = "org.freedesktop.DBus.Peer"
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 OBJECT_MANAGER = "org.freedesktop.DBus.ObjectManager"
+ACCESS_DENIED = "org.freedesktop.DBus.Error.AccessDenied"
 INVALID_ARGS = "org.freedesktop.DBus.Error.InvalidArgs"
 
 STANDARD = parse_interfaces("""<node>
@@ -72,6 +73,9 @@ STANDARD = parse_interfaces("""<node>
 
 CALLERS_KEPT = 512
 WAITING_CALLS = 256
+# dbus-daemon lets a client have as many calls outstanding. Of methods that take their time (a person is asked) fewer do.
+WAITING_CALLS_OF_ONE = 128
+UNFINISHED_METHODS_OF_ONE = 16
 METHOD_TIMEOUT_S = 120.0
 CREDENTIALS_TIMEOUT_S = 10.0
 # GetManagedObjects gives the newest objects up to here, so that no reply is larger than 1 MiB; paging is the Manager's.
@@ -158,16 +162,25 @@ class Dispatcher:
         self._tree = tree
         self._machine_id = machine_id
         self._callers: OrderedDict[str, Caller] = OrderedDict()
+        self._arriving: dict[str, list[Message]] = {}
+        self._unfinished: Counter[str] = Counter()
         # A task that nobody holds may be collected while it waits.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def call(self, connection: Connection, message: Message) -> None:
         """Answers the call, now or in a task."""
-        caller = self._callers.get(message.header.sender)
-        if caller is None:
-            self._start(connection, message, self._introduce(connection, message))
-        else:
+        sender = message.header.sender
+        caller = self._callers.get(sender)
+        if caller is not None:
             self._dispatch(connection, message, caller)
+        elif sender not in self._arriving:
+            if self._start(connection, message, self._introduce(connection, sender)):
+                self._arriving[sender] = [message]
+        elif len(self._arriving[sender]) < WAITING_CALLS_OF_ONE:
+            self._arriving[sender].append(message)
+        else:
+            connection.dropped["bus-calls-refused"] += 1
+            connection.reply_error(message, LIMITS_EXCEEDED, f"{WAITING_CALLS_OF_ONE} of your calls are waiting already")
 
     async def stop(self) -> None:
         """Ends what still waits."""
@@ -175,35 +188,34 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, connection: Connection, message: Message, work: Any) -> None:
+    def _start(self, connection: Connection, message: Message, work: Coroutine[Any, Any, None]) -> bool:
         if len(self._tasks) >= WAITING_CALLS:
             work.close()
             connection.dropped["bus-calls-refused"] += 1
             connection.reply_error(message, LIMITS_EXCEEDED, f"{WAITING_CALLS} calls are waiting already; try again later")
-            return
+            return False
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return True
 
-    async def _introduce(self, connection: Connection, message: Message) -> None:
+    async def _introduce(self, connection: Connection, sender: str) -> None:
         """Finds out who calls, then answers. A unique name is never given twice on one bus, so what was learnt stays true."""
-        sender = message.header.sender
         try:
             reply = await connection.call(
                 BUS_NAME, BUS_PATH, BUS_NAME, "GetConnectionCredentials", "s", [sender], timeout_s=CREDENTIALS_TIMEOUT_S
             )
         except BusError as error:
-            connection.reply_error(message, "org.freedesktop.DBus.Error.AccessDenied", f"the bus does not say who you are: {error}")
+            for message in self._arriving.pop(sender):
+                connection.reply_error(message, ACCESS_DENIED, f"the bus does not say who you are: {error}")
             return
         credentials = {name: value.value for name, value in reply[0].items()}
         caller = Caller(sender, credentials.get("UnixUserID"), frozenset(credentials.get("UnixGroupIDs", ())))
         self._callers[sender] = caller
         if len(self._callers) > CALLERS_KEPT:
             self._callers.popitem(last=False)
-        try:
-            self._dispatch(connection, message, caller)
-        except Exception:
-            self._failed(connection, message)
+        # Not here and now: a hundred large lists in one turn would hold up everything else.
+        connection.answer_later(self._arriving.pop(sender))
 
     def _dispatch(self, connection: Connection, message: Message, caller: Caller) -> None:
         try:
@@ -216,16 +228,21 @@ class Dispatcher:
             if message.may_interact:
                 caller = replace(caller, may_interact=True)
             result = handler(caller, *message.values())
-            if inspect.isawaitable(result):
-                self._start(connection, message, self._finish(connection, message, method, result))
-            else:
+            if not inspect.isawaitable(result):
                 self._reply(connection, message, method, result)
+            elif self._unfinished[caller.name] < UNFINISHED_METHODS_OF_ONE:
+                if not self._start(connection, message, self._finish(connection, message, method, result)):
+                    _abandon(result)
+            else:
+                _abandon(result)
+                raise BusError(LIMITS_EXCEEDED, f"{UNFINISHED_METHODS_OF_ONE} of your calls are not done yet; wait for them")
         except BusError as error:
             self._refuse(connection, message, error)
         except Exception:
             self._failed(connection, message)
 
     async def _finish(self, connection: Connection, message: Message, method: Method, result: Awaitable[Result]) -> None:
+        self._unfinished[message.header.sender] += 1
         try:
             self._reply(connection, message, method, await asyncio.wait_for(result, METHOD_TIMEOUT_S))
         except asyncio.TimeoutError:
@@ -234,6 +251,10 @@ class Dispatcher:
             self._refuse(connection, message, error)
         except Exception:
             self._failed(connection, message)
+        finally:
+            self._unfinished[message.header.sender] -= 1
+            # A counter that is left at 0 would stay for every client that ever waited.
+            self._unfinished += Counter()
 
     def _reply(self, connection: Connection, message: Message, method: Method, result: Result) -> None:
         connection.reply(message, method.gives, result if isinstance(result, bytes) else marshal(method.gives, result))
@@ -289,6 +310,11 @@ class Dispatcher:
             names.append(OBJECT_MANAGER)
         contracts = [item.contract for item in exported] + [STANDARD[name] for name in names]
         return introspection(contracts, self._tree.children(path, caller))
+
+
+def _abandon(result: Any) -> None:
+    if inspect.iscoroutine(result):
+        result.close()  # otherwise Python warns that it was never awaited
 
 
 def _interface(by_name: Mapping[str, Exported], interface: str) -> Exported:
