@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def test_the_blob_is_found_behind_other_data_where_the_sections_are_gone(tmp_pat
 
 def test_a_long_list_of_modules_does_not_hide_the_package(tmp_path: Path) -> None:
     text = TEXT[:-16] + b"dep\tm\tv1\n" * 20000 + b"e" * 16
-    assert read_go_build_info(written(tmp_path, elf(inline_blob(text=text)))) == EXPECTED
+    assert read_go_build_info(written(tmp_path, elf(inline_blob(text=text)))) == replace(EXPECTED, default_godebug=None)
 
 
 def test_a_binary_from_a_list_of_files_names_no_package() -> None:
@@ -197,3 +198,9 @@ def test_a_real_go_test_binary_names_its_package(tmp_path: Path, link: str) -> N
     assert found.go_version == subprocess.run(
         [go, "env", "GOVERSION"], env=environment, check=True, capture_output=True, text=True
     ).stdout.strip()
+
+
+def test_the_settings_that_the_go_line_brought_are_read(tmp_path: Path) -> None:
+    text = TEXT[:-16] + b"build\t-compiler=gc\nbuild\tDefaultGODEBUG=containermaxprocs=0,x=1\nbuild\tGOOS=linux\n" + b"e" * 16
+    info = read_go_build_info(written(tmp_path, elf(inline_blob(text=text))))
+    assert info == replace(EXPECTED, default_godebug="containermaxprocs=0,x=1")

@@ -33,11 +33,16 @@ _WRITABLE = 2
 
 @dataclass(frozen=True)
 class GoBuildInfo:
-    """What the linker wrote. `path` is the main package's import path; `module` is "" where it was built outside of one."""
+    """What the linker wrote. `path` is the main package's import path; `module` is "" where it was built outside of one.
+
+    `default_godebug` are the settings that the main module's go line made differ from the toolchain's own ("name=value,..."); None
+    where the text was too long to be read to its end.
+    """
 
     go_version: str
     path: str = ""
     module: str = ""
+    default_godebug: str | None = ""
 
     @property
     def tested_package(self) -> str:
@@ -203,7 +208,7 @@ def _from_descriptor(descriptor: int, path: str) -> GoBuildInfo | None:
     if not version or len(version) > _VERSION_CAP:
         raise Malformed(path, version[:64].hex(), "Go version in the build info")
     main_path, module = _parse_module_text(module_text)
-    return GoBuildInfo(_text(version), main_path, module)
+    return GoBuildInfo(_text(version), main_path, module, _default_godebug(module_text))
 
 
 def _find_blob(elf: _Elf) -> int | None:
@@ -262,6 +267,15 @@ def _parse_module_text(text: bytes) -> tuple[str, str]:
         elif kind in (b"dep", b"build"):
             break
     return _text(path), _text(module)
+
+
+def _default_godebug(text: bytes) -> str | None:
+    _, found, rest = text.partition(b"\nbuild\tDefaultGODEBUG=")
+    if found:
+        return _text(rest.partition(b"\n")[0])
+    # The text ends in a newline before its sentinel; one that was cut does not.
+    is_whole = not text or text[-_SENTINEL - 1 : -_SENTINEL] == b"\n"
+    return "" if is_whole else None
 
 
 def _text(value: bytes) -> str:

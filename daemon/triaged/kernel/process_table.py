@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from sys import intern
 
@@ -25,7 +25,8 @@ class ProcessTable:
     Of a process of no workload that was only seen to be executed, as little as is needed is kept (about 160 bytes).
     Live processes of workloads are kept apart from the rest (`workload_processes`), at most `cap` too.
     `unreadable_programs` counts executables that were no sound ELF files; `unreadable_processes` are those whose
-    executable the last look through /proc might not read.
+    executable the last look through /proc might not read. `on_first_workload` is called, in whatever thread reads, when a
+    process of a workload is found and none lived before.
     """
 
     def __init__(self, paths: KernelPaths, workloads: Sequence[WorkloadDefinition], cap: int = 4096) -> None:
@@ -38,6 +39,7 @@ class ProcessTable:
         self._parsed: dict[bytes, Mapping[str, str]] = {}
         self._answers: dict[str, bool] = {}
         self._build_infos = BuildInfoCache()
+        self.on_first_workload: Callable[[], None] = lambda: None
         self.forgotten = 0
         self.unreadable_programs = 0
         self.unreadable_processes = 0
@@ -124,7 +126,10 @@ class ProcessTable:
         if identity.workload is None:
             self._live.pop(identity.pid, None)
         elif identity.pid in self._live or len(self._live) < self._cap:
+            is_first = not self._live
             self._live[identity.pid] = identity
+            if is_first:
+                self.on_first_workload()
         else:
             self.forgotten += 1
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Union
 
 from triaged.model.cgroup import CgroupId
+from triaged.model.cpu import CpuQuota, GoProcess
 from triaged.model.limit import Limit, Unknown
 from triaged.model.process import ProcessIdentity
 from triaged.model.requirement import ParameterRequirement, PlacementRequirement, ResourceLimitRequirement
@@ -144,6 +145,27 @@ class ExitFacts:
 
 
 @dataclass(frozen=True)
+class CpuFacts:
+    """How often a cgroup's CPU quota was used up during the last look, and the Go processes that live below it.
+
+    `quota` is where the periods were counted; `chain` are the quotas from the first process's own cgroup to the root, innermost
+    first. Units: periods; µs. `throttled_usec` is summed over the CPUs on which tasks had to wait, `stalled_usec` is the time
+    in which no task of the cgroup could run (PSI cpu full; Unknown on version 1).
+    """
+
+    quota: CpuQuota
+    chain: tuple[CpuQuota, ...]
+    processes: tuple[GoProcess, ...]
+    interval_usec: int
+    periods: int
+    throttled_periods: int
+    throttled_usec: int
+    stalled_usec: int | Unknown
+    counter_file: str = ""
+    time_usec: int = 0
+
+
+@dataclass(frozen=True)
 class HeadroomFacts:
     """How much of one limit is in use: of the cgroup that holds it, of a process, or (neither given) of the host."""
 
@@ -163,5 +185,6 @@ class SubjectGone:
 
 
 Fact = Union[
-    ParameterFacts, ResourceLimitFacts, PidsFacts, OomFacts, SeccompFacts, PlacementFacts, ExitFacts, HeadroomFacts, SubjectGone,
+    ParameterFacts, ResourceLimitFacts, PidsFacts, OomFacts, SeccompFacts, PlacementFacts, ExitFacts, CpuFacts, HeadroomFacts,
+    SubjectGone,
 ]

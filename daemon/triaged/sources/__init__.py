@@ -17,6 +17,7 @@ from triaged.sources.parameters import KernelParameters
 from triaged.sources.process_events import ProcessEvents
 from triaged.sources.seccomp_audit import SeccompAudit
 from triaged.sources.source import Source
+from triaged.sources.workload_cgroups import WorkloadCgroups
 
 
 class Counters(Protocol):
@@ -52,6 +53,7 @@ def _cgroup_events(parts: Parts) -> Source:
 
 SOURCES: tuple[tuple[str, Callable[[Parts], Source]], ...] = (
     (ProcessEvents.name, lambda parts: ProcessEvents(parts.paths, parts.table, parts.placements, parts.limits)),
+    (WorkloadCgroups.name, lambda parts: WorkloadCgroups(parts.paths, parts.table)),
     # The log before the counters: one pass over both then tells each kill with its victim, and from the counters only the rest.
     (KernelLog.name, lambda parts: KernelLog(parts.paths, parts.table, parts.ledger)),
     (CgroupEvents.name, _cgroup_events),
