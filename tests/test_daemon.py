@@ -202,3 +202,15 @@ def test_the_always_on_process_loads_neither_pyroute2_nor_psutil_nor_openssl(dir
     code = f"import sys; sys.modules['ssl'] = None; import triaged.daemon; print({names})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_private_bus_ends_with_a_daemon_that_is_killed(directory: Path) -> None:
+    daemon = Running(directory)
+    daemon.address()
+    children = [int(pid) for pid in Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children").read_text().split()]
+    assert children
+    daemon.stop(signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

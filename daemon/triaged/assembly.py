@@ -2,6 +2,7 @@
 """The parts that look and judge, put together from a configuration: what the daemon runs and what `triagectl scan` runs once."""
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,8 +16,11 @@ from triaged.policy import Policies, load_policies
 from triaged.rules import RULES
 from triaged.sources import SOURCE_NAMES, Parts, build_sources
 from triaged.sources.ledger import Ledger
-from triaged.sources.source import Source, SourceStatus
+from triaged.sources.source import Source, SourceState, SourceStatus
 from triaged.store import Store
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,11 @@ def look_once(assembly: Assembly, store: Store, progress: Callable[[str], None] 
     """
     for source in assembly.sources:
         progress(source.name)
-        for fact in source.snapshot():
-            assembly.engine.take(fact)
+        try:
+            for fact in source.snapshot():
+                assembly.engine.take(fact)
+        except Exception as error:  # the border of a source: whatever it does, the others are looked at
+            log.exception("source %s failed, going on without it", source.name)
+            source.set_status(SourceState.UNAVAILABLE, f"{type(error).__name__}: {error}", "please report this")
         yield source.status
     store.flush()

@@ -7,7 +7,8 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import signal
+from collections.abc import Callable, Mapping
 
 from triaged.errors import BusError
 
@@ -70,7 +71,7 @@ class PrivateBus:
             program, f"--config-file={self._config}", "--nofork", "--nopidfile", "--print-address=1",
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             # Ctrl-C is for the daemon; the bus is ended after it. And what it would tell systemd, the daemon says.
-            start_new_session=True, env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
+            start_new_session=True, preexec_fn=_end_with_parent(), env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
         )
         assert self._process.stdout is not None
         assert self._process.stderr is not None
@@ -110,6 +111,14 @@ def _escaped(path: str) -> str:
     """The path as a value in a bus address (D-Bus specification, "Server Addresses"); that leaves nothing that XML would escape."""
     plain = re.compile(rb"[-0-9A-Za-z_/.]")
     return "".join(chr(byte) if plain.match(bytes((byte,))) else f"%{byte:02x}" for byte in os.fsencode(path))
+
+
+def _end_with_parent() -> Callable[[], None]:
+    """What has the bus end when this process is killed and cannot end it (PR_SET_PDEATHSIG, prctl(2))."""
+    import ctypes
+
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(1, signal.SIGTERM, 0, 0, 0)
 
 
 def _write_config(path: str, socket_path: str) -> None:
