@@ -19,7 +19,6 @@ from triaged.sources.ledger import Ledger
 from triaged.sources.source import Source, SourceState, SourceStatus
 from triaged.store import Store
 
-
 log = logging.getLogger(__name__)
 
 

@@ -71,7 +71,8 @@ class PrivateBus:
             program, f"--config-file={self._config}", "--nofork", "--nopidfile", "--print-address=1",
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             # Ctrl-C is for the daemon; the bus is ended after it. And what it would tell systemd, the daemon says.
-            start_new_session=True, preexec_fn=_end_with_parent(), env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
+            start_new_session=True, preexec_fn=_end_with_parent(),
+            env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
         )
         assert self._process.stdout is not None
         assert self._process.stderr is not None
