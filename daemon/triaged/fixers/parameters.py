@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernel parameters: the closed list of those that triaged may set, their ranges, and how it sets them.
 
-Not on the list, and never to be: what names a program that root will run (kernel.core_pattern, kernel.modprobe,
-kernel.hotplug) and what cannot be taken back before a reboot (kernel.yama.ptrace_scope = 3,
+Not on the list, and never to be: what names a program of the caller's choice that root will run (a kernel.core_pattern that
+begins with |, kernel.modprobe, kernel.hotplug) and what cannot be taken back before a reboot (kernel.yama.ptrace_scope = 3,
 kernel.unprivileged_bpf_disabled = 1, kernel.modules_disabled, kernel.kexec_load_disabled).
 """
 from __future__ import annotations
@@ -31,12 +31,16 @@ LONG_MAX = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class Range:
-    """What a parameter may be set to: `numbers` integers from `minimum` to `maximum`, in rising order, and the `risk` of it."""
+    """What a parameter may be set to: `numbers` integers from `minimum` to `maximum`, in rising order, or one of `words`.
+
+    `risk` is what may go wrong.
+    """
 
     minimum: int
     maximum: int
     numbers: int = 1
     risk: str = ""
+    words: tuple[str, ...] = ()
 
 
 _SWITCH = Range(0, 1)
@@ -52,6 +56,9 @@ PARAMETERS: Mapping[str, Range] = {
     "fs.inotify.max_user_instances": Range(1, INT_MAX, risk=_MEMORY),
     "fs.inotify.max_user_watches": Range(1, INT_MAX, risk=_MEMORY),
     "fs.mount-max": Range(1024, INT_MAX, risk=_MEMORY),
+    "fs.mqueue.msg_max": Range(1, 65536, risk=_MEMORY),
+    "fs.mqueue.msgsize_max": Range(128, 16777216, risk=_MEMORY),
+    "fs.mqueue.queues_max": Range(0, INT_MAX, risk=_MEMORY),
     "fs.nr_open": Range(1024, 2147483584, risk="a process may then ask for a descriptor table of that size"),
     "fs.pipe-max-size": Range(4096, INT_MAX, risk=_MEMORY),
     "fs.pipe-user-pages-hard": Range(0, INT_MAX, risk=_MEMORY),
@@ -61,11 +68,17 @@ PARAMETERS: Mapping[str, Range] = {
     "fs.protected_regular": Range(0, 2, risk="0 lets others place a file where a program expects its own in /tmp"),
     "fs.protected_symlinks": Range(0, 1, risk="0 lets links in /tmp lead privileged programs astray"),
     "kernel.apparmor_restrict_unprivileged_userns": Range(0, 1, risk=_SANDBOX),
+    # Words only: what begins with | names a program that the kernel runs as root.
+    "kernel.core_pattern": Range(
+        1, 0, risk="whoever collects core dumps gets none any more", words=("core", "core.%p", "core.%e.%p", "|/bin/false")
+    ),
+    "kernel.dmesg_restrict": Range(0, 1, risk="0 shows kernel messages, with addresses, to every user"),
     "kernel.io_uring_disabled": Range(0, 2, risk="0 opens io_uring to every process; it has had many holes"),
     "kernel.keys.maxbytes": Range(1, INT_MAX, risk=_MEMORY),
     "kernel.keys.maxkeys": Range(1, INT_MAX, risk=_MEMORY),
     "kernel.keys.root_maxbytes": Range(1, INT_MAX),
     "kernel.keys.root_maxkeys": Range(1, INT_MAX),
+    "kernel.kptr_restrict": Range(0, 2, risk="0 shows addresses of the kernel to every user"),
     "kernel.perf_event_paranoid": Range(-1, 4, risk="a low value lets users observe the kernel and other processes"),
     "kernel.pid_max": Range(301, 4194304, risk="programs that print process ids in five columns look odd"),
     "kernel.threads-max": Range(20, 1073741823, risk=_MEMORY),
@@ -77,7 +90,7 @@ PARAMETERS: Mapping[str, Range] = {
     "net.core.wmem_max": Range(4096, INT_MAX, risk=_MEMORY),
     "net.ipv4.ip_local_port_range": Range(1, 65535, numbers=2, risk="ports in the range are no longer free for services to choose"),
     "net.ipv4.ip_unprivileged_port_start": Range(0, 65535, risk="users may then listen where well-known services are expected"),
-    "net.ipv4.ping_group_range": Range(0, INT_MAX, numbers=2),
+    "net.ipv4.ping_group_range": Range(0, INT_MAX, numbers=2, words=("1 0",)),  # no group at all
     "net.ipv4.tcp_max_syn_backlog": Range(1, INT_MAX, risk=_MEMORY),
     "net.ipv4.tcp_tw_reuse": Range(0, 2),
     "net.ipv6.conf.all.disable_ipv6": _SWITCH,
@@ -111,6 +124,10 @@ def parse_value(parameter: str, value: str) -> str:
     known = PARAMETERS.get(parameter)
     if known is None:
         raise FixRefused(f"{parameter[:80]!r} is not a parameter that triaged sets", "set it by hand, or see the list in fixes(7)")
+    if value in known.words:
+        return value
+    if known.minimum > known.maximum:
+        raise FixRefused(f"{parameter} = {value[:80]!r}: triaged sets {', '.join(known.words)}")
     words = value.split(" ") if len(value) <= 100 else []
     if len(words) != known.numbers or not all(_NUMBER.fullmatch(word) for word in words):
         what = "a number" if known.numbers == 1 else f"{known.numbers} numbers"
