@@ -25,10 +25,10 @@ from processes import DAEMON_DIRECTORY, daemon_argv, median, ratio, running, tab
 
 sys.path.insert(0, str(DAEMON_DIRECTORY))
 from triaged.bus.address import PrivateBus
-from triaged.bus.client import Client
+from triaged.bus.client import Client, FindingOpened
 from triaged.seccomp.syscalls import number_of
 
-_WAIT_S = 10.0
+_WAIT_S = 5.0
 # Calls that neither Python nor the C library needs once it has started.
 _CALLS = """
 acct adjtimex bpf capget capset chroot clock_adjtime clock_settime delete_module epoll_ctl_old fanotify_init finit_module
@@ -114,10 +114,32 @@ def pids_cgroup() -> Iterator[tuple[Path, str]]:
                     directory.rmdir()
 
 
-async def measure(client: Client, rule: str, start: Callable[[int], Victim], events: int, waits: list[float] | None) -> list[float]:
+class Signals:
+    """FindingOpened as it comes, each with the time when it was there (ns of the monotonic clock)."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self._waiting: asyncio.Queue[tuple[int, FindingOpened]] = asyncio.Queue()
+        self._pump = asyncio.ensure_future(self._take())
+
+    async def _take(self) -> None:
+        async for signal in self.client.opened():
+            self._waiting.put_nowait((time.monotonic_ns(), signal))
+
+    async def about(self, rule: str, holds: Callable[[dict[str, Any]], bool]) -> int:
+        """When the first finding of a rule about a certain subject was there. Raises asyncio.TimeoutError."""
+        end = time.monotonic() + _WAIT_S
+        while True:
+            at, signal = await asyncio.wait_for(self._waiting.get(), end - time.monotonic())
+            if signal.rule == rule and holds((await self.client.get_finding(signal.identifier))["Subject"]):
+                return at
+
+
+async def measure(
+    signals: Signals, rule: str, start: Callable[[int], Victim], events: int, waits: list[float] | None
+) -> list[float]:
     """Milliseconds from the victim's clock to the signal, for each event that became a finding in time."""
     found: list[float] = []
-    opened = client.opened()
     for number in range(events):
         victim = await asyncio.to_thread(start, number)
         await asyncio.sleep(0.15)  # let the start of the victim be over: what is measured begins with a calm
@@ -126,46 +148,14 @@ async def measure(client: Client, rule: str, start: Callable[[int], Victim], eve
             waiting = asyncio.get_running_loop().run_in_executor(None, victim.process.wait)
             waiting.add_done_callback(lambda _, began=began: waits.append((time.monotonic_ns() - began) / 1e6))
         try:
-            async with _Timeout(_WAIT_S):
-                while True:
-                    signal = await anext(opened)
-                    took = (time.monotonic_ns() - began) / 1e6
-                    if signal.rule == rule and await _is_about(client, signal.identifier, victim.process.pid, number):
-                        found.append(took)
-                        break
+            at = await signals.about(rule, lambda subject, victim=victim, number=number: (
+                subject.get("pid") == victim.process.pid or str(subject.get("cgroup", "")).endswith(f"/event-{number}")
+            ))
+            found.append((at - began) / 1e6)
         except asyncio.TimeoutError:
             print(f"{rule}: no finding within {_WAIT_S:.0f} s for event {number}", file=sys.stderr)
-            opened = client.opened()
         victim.end()
     return found
-
-
-class _Timeout:
-    """asyncio.timeout, which Python 3.10 has not."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._is_over = False
-
-    async def __aenter__(self) -> None:
-        task = asyncio.current_task()
-        assert task
-
-        def end() -> None:
-            self._is_over = True
-            task.cancel()
-
-        self._timer = asyncio.get_running_loop().call_later(self._seconds, end)
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._timer.cancel()
-        if kind is asyncio.CancelledError and self._is_over:
-            raise asyncio.TimeoutError
-
-
-async def _is_about(client: Client, identifier: str, pid: int, number: int) -> bool:
-    subject: dict[str, Any] = (await client.get_finding(identifier))["Subject"]
-    return subject.get("pid") == pid or str(subject.get("cgroup", "")).endswith(f"/event-{number}")
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -191,7 +181,8 @@ async def run(events: int) -> None:
             with running("triaged", argv, waits_for_ready=True, environment=environment):
                 client = await Client.connect(bus.address)
                 await client.subscribe()
-                kills = await measure(client, "seccomp.denied", lambda at: Victim(_KILLED, str(numbers[at])), len(numbers), kernel)
+                signals = Signals(client)
+                kills = await measure(signals, "seccomp.denied", lambda at: Victim(_KILLED, str(numbers[at])), len(numbers), kernel)
                 with pids_cgroup() as (own, version):
 
                     def confined(number: int) -> Victim:
@@ -202,7 +193,7 @@ async def run(events: int) -> None:
                         (directory / "cgroup.procs").write_text(str(victim.process.pid))
                         return victim
 
-                    refusals = await measure(client, "cgroup.pids.limit-hit", confined, events, None)
+                    refusals = await measure(signals, "cgroup.pids.limit-hit", confined, events, None)
                 await client.close()
     of = median(kernel)
     print(table(["event", "p50 ms", "of waitpid", "p99 ms", "max ms", "seen"], [

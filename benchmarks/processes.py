@@ -89,6 +89,7 @@ def running(
                 if b"READY=1" in notify.recv(4096):
                     break
             start_s = time.monotonic() - began
+            notify.close()  # nobody reads on: a full socket would hold the sender up
             time.sleep(settle_s)
             if process.poll() is not None:
                 raise SystemExit(f"{name} ended at once with status {process.returncode}: {' '.join(argv)}")
