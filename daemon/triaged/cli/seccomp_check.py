@@ -83,23 +83,44 @@ def run_check(args: argparse.Namespace) -> int:
     policy = data.resolved(profile, setting)
     results = [checked(policy, needs, name, setting, gates_in(profile, setting)) for name in names]
     recognised = data.recognise(profile) if isinstance(profile, Profile) else None
-    missing = sorted({verdict.call for result in results for verdict in result.of(Outcome.BREAKS)})
-    fix = proposal.propose(profile, missing, setting, args.fix or "triaged-seccomp.json", names) if missing else None
+    fix = _proposed(profile, results, needs, setting, args.fix or "triaged-seccomp.json")
     if args.fix and fix:
         with open(args.fix, "w", encoding="utf-8") as file:
             file.write(fix.text)
     if args.json:
         print(json.dumps(_document(args, setting, needs, recognised, results, fix), indent=2))
     else:
-        for line in _report(args, setting, needs, recognised, results, fix):
+        for line in _report(args, setting, needs, recognised, results, fix, isinstance(profile, Profile)):
             print(line)
     return ExitStatus.FINE if all(result.works for result in results) else ExitStatus.FOUND
 
 
+def _proposed(
+    profile: Profile | SystemdFilter, results: Sequence[CheckResult], needs: Needs, setting: Setting, path: str
+) -> proposal.Proposal | None:
+    """The change that lets the workloads work, or None where they do."""
+    names = [result.workload for result in results]
+    missing: set[str] = set()
+    while True:
+        broken = {verdict.call for result in results for verdict in result.of(Outcome.BREAKS)}
+        if broken <= missing:
+            break
+        missing |= broken
+        if isinstance(profile, SystemdFilter):
+            break
+        # Again, with the change: under runc a call that returned ENOSYS as newer than the profile returns EPERM in a longer one.
+        changed = proposal.extended(profile, missing, setting, "")
+        results = [checked(oci.resolved(changed, setting), needs, name, setting) for name in names]
+    return proposal.propose(profile, sorted(missing), setting, path, names) if missing else None
+
+
 def _report(args: argparse.Namespace, setting: Setting, needs: Needs, recognised: data.Recognised | None,
-            results: Sequence[CheckResult], fix: proposal.Proposal | None) -> list[str]:
+            results: Sequence[CheckResult], fix: proposal.Proposal | None, is_oci: bool) -> list[str]:
     kernel = ".".join(str(part) for part in setting.kernel)
-    out = [f"{safe(args.profile)} on {setting.arch}, kernel {kernel}, {len(setting.capabilities)} capabilities, {setting.runtime}"]
+    where = f"kernel {kernel}, {len(setting.capabilities)} capabilities, {setting.runtime}" if is_oci else "systemd"
+    out = [f"{safe(args.profile)} on {setting.arch}, {where}"]
+    if setting.arch != needs.arch:
+        out.append(f"what the workloads need was measured on {needs.arch}; calls that {setting.arch} does not have are left out")
     if recognised:
         out += _difference(recognised)
     for result in results:

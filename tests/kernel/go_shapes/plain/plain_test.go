@@ -2,7 +2,9 @@
 package plain
 
 import (
+	"os"
 	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -27,5 +29,15 @@ func TestGoroutines(t *testing.T) {
 func TestParallel(t *testing.T) {
 	for _, name := range []string{"a", "b", "c"} {
 		t.Run(name, func(t *testing.T) { t.Parallel() })
+	}
+}
+
+// TestGetpgid makes a call that no other test here makes: what a profile of theirs must refuse.
+func TestGetpgid(t *testing.T) {
+	if os.Getenv("SHAPES_GETPGID") == "" {
+		t.Skip("only where it is asked for")
+	}
+	if _, err := syscall.Getpgid(0); err != nil {
+		t.Fatal(err)
 	}
 }
