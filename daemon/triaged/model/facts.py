@@ -166,6 +166,66 @@ class CpuFacts:
 
 
 @dataclass(frozen=True)
+class MemoryHighFacts:
+    """How often tasks were slowed down since the last look because a cgroup was above its memory.high (`owner`, version 2 only).
+
+    `throttled` counts at that very cgroup; `stalled_usec` is the time in which none of its tasks could run for lack of memory
+    (PSI memory full), of `interval_usec`. `processes` are those of workloads that live below it.
+    """
+
+    owner: CgroupLimit
+    throttled: int
+    stalled_usec: int | Unknown
+    interval_usec: int
+    processes: tuple[ProcessIdentity, ...] = ()
+    counter_file: str = ""
+    time_usec: int = 0
+
+
+@dataclass(frozen=True)
+class PressureFacts:
+    """For how long tasks of a workload's cgroup waited for `resource` ("memory" or "io") since the last look.
+
+    Units: µs. `limits` are the limits of that resource that apply, as "FILE at PATH" and value.
+    """
+
+    cgroup: CgroupId
+    resource: str
+    some_usec: int
+    full_usec: int
+    interval_usec: int
+    file: str
+    limits: tuple[tuple[str, str], ...] = ()
+    processes: tuple[ProcessIdentity, ...] = ()
+    time_usec: int = 0
+
+
+@dataclass(frozen=True)
+class CpusetFacts:
+    """A Go process, and the cpuset that bounds it: `cpus` of `host_cpus` CPUs. `cpus` is Unknown where a mask of its own does."""
+
+    cgroup: CgroupId
+    file: str
+    cpus: int | Unknown
+    host_cpus: int
+    process: GoProcess
+    unit: str = ""
+    time_usec: int = 0
+
+
+@dataclass(frozen=True)
+class FrozenFacts:
+    """Whether a cgroup with processes of workloads in or below it is frozen: `file` of exactly this cgroup says so."""
+
+    cgroup: CgroupId
+    file: str
+    is_frozen: bool
+    unit: str = ""
+    processes: tuple[ProcessIdentity, ...] = ()
+    time_usec: int = 0
+
+
+@dataclass(frozen=True)
 class HeadroomFacts:
     """How much of one limit is in use: of the cgroup that holds it, of a process, or (neither given) of the host."""
 
@@ -185,6 +245,6 @@ class SubjectGone:
 
 
 Fact = Union[
-    ParameterFacts, ResourceLimitFacts, PidsFacts, OomFacts, SeccompFacts, PlacementFacts, ExitFacts, CpuFacts, HeadroomFacts,
-    SubjectGone,
+    ParameterFacts, ResourceLimitFacts, PidsFacts, OomFacts, SeccompFacts, PlacementFacts, ExitFacts, CpuFacts,
+    MemoryHighFacts, PressureFacts, CpusetFacts, FrozenFacts, HeadroomFacts, SubjectGone,
 ]

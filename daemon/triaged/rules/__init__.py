@@ -2,7 +2,7 @@
 """What is wrong: pure functions from one fact to one verdict. RULES is the whole list."""
 from __future__ import annotations
 
-from triaged.rules import cpu, headroom, memory, parameters, pids, placement, resource_limits, seccomp
+from triaged.rules import cpu, headroom, memory, parameters, pids, placement, resource_limits, seccomp, stalls
 from triaged.rules.rule import Rule
 
 RULES: tuple[Rule, ...] = (
@@ -16,5 +16,9 @@ RULES: tuple[Rule, ...] = (
     seccomp.seccomp_logged,
     placement.forbidden_slice,
     cpu.cpu_throttled,
+    stalls.memory_high,
+    stalls.pressure,
+    stalls.cpuset_small,
+    stalls.frozen,
     headroom.nearly_used_up,
 )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cgroups of workloads while they run: what slows a process down without refusing it anything.
 
-A used-up CPU quota notifies nobody. So the counters are looked at while processes of workloads live: at once, after 1 s,
-and then at most every 10 s. Where none lives there is no timer.
+A used-up CPU quota notifies nobody, nor does pressure below a limit. So the counters are looked at while processes of
+workloads live: at once, after 1 s, and then at most every 10 s. Where none lives there is no timer.
 """
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from triaged.kernel.process import parse_cgroups, read_cgroup_record
 from triaged.kernel.process_table import ProcessTable
 from triaged.model.facts import Fact
 from triaged.model.process import ProcessIdentity
+from triaged.sources.cgroup_stalls import StallLooks
 from triaged.sources.source import Source, SourceState
 from triaged.sources.throttling import QuotaLooks
 
@@ -37,6 +38,7 @@ class WorkloadCgroups(Source):
         self._paths = paths
         self._table = table
         self._quotas = QuotaLooks(paths)
+        self._stalls = StallLooks(paths)
         self._wake = asyncio.Event()
 
     def refresh(self) -> None:
@@ -103,8 +105,10 @@ class WorkloadCgroups(Source):
 
     def _look(self, layout: CgroupLayout, processes: list[ProcessIdentity]) -> Iterator[Fact]:
         self.count("looks")
-        found = list(self._quotas.go_processes(layout, list(self._where_they_are(processes))))
+        alive = list(self._where_they_are(processes))
+        found = list(self._quotas.go_processes(layout, alive))
         yield from self._quotas.look(found)
+        yield from self._stalls.look(layout, alive, [go for go, _ in found])
 
     def _where_they_are(self, processes: list[ProcessIdentity]) -> Iterator[ProcessIdentity]:
         # A process may have been moved since its exec; of one that ended, the old path would be another's.
