@@ -24,13 +24,9 @@ def test_a_fresh_machine_has_no_findings_and_every_source_is_active(machine: Mac
     assert machine.run(LIST_FINDINGS).out == 'aa{sv}s 0 ""\n'
     assert machine.run(LIST_FINDINGS, user="alice").out == 'aa{sv}s 0 ""\n'
     sources = json.loads(machine.run("triagectl status --json").out)["sources"]
-    assert {source["name"]: source["state"] for source in sources} == {
-        "process-events": "active",
-        "seccomp-audit": "active",
-        "cgroups": "active",
-        "kernel-log": "active",
-        "kernel-parameters": "active",
-    }
+    assert {source["name"] for source in sources if source["state"] != "active"} == set(), sources
+    names = {source["name"] for source in sources}
+    assert names >= {"process-events", "seccomp-audit", "cgroup-events", "kernel-log", "kernel-parameters"}
     assert entries(machine, "--unit=triaged", "--priority=warning") == []
 
 
@@ -106,7 +102,7 @@ def test_a_state_file_cut_short_is_named_and_kept_aside(machine: Machine) -> Non
     machine.run("systemctl start triaged")
     said = machine.run("journalctl -u triaged --no-pager -o cat --priority=warning").out
     assert "/var/lib/triaged/" in said
-    wait_for_finding(machine, "kernel.parameter")
+    wait_for_finding(machine, "sysctl.below-policy")
 
 
 def test_a_daemon_that_hangs_is_killed_and_started_again(machine: Machine) -> None:
