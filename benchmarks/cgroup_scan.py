@@ -207,24 +207,25 @@ def main() -> None:
             extra.append(watched)
             rows["cgls"].append(_of_command(["systemd-cgls", "-a", "--no-pager", hierarchy.mount]))
             rows["cgtop"].append(_of_command(["systemd-cgtop", "-n", "1", "--raw", "-b", "--recursive=yes"]))
-        steady = _steady(arguments.hierarchy, top)
+        steady = _steady(arguments.hierarchy, top) if "pids" in hierarchy.controllers else None
     finally:
         _remove(top)
     cgls = median(rows["cgls"])
     shown = [
-        ("systemd-cgls -a", "cgls"), ("systemd-cgtop -n 1", "cgtop"), ("os.walk", "os.walk"), ("psutil, processes and their cgroups", "psutil"),
+        ("systemd-cgls -a", "cgls"), ("systemd-cgtop -n 1", "cgtop"), ("os.walk", "os.walk"),
+        ("psutil: processes and their cgroups", "psutil"),
         ("triaged: find all cgroups", "walk"), ("triaged: find and watch all, read what must be", "watch"),
         ("triaged: look at every counter that may be untold", "look"),
     ]
     print(f"{arguments.cgroups} cgroups on {hierarchy.mount}, {arguments.rounds} rounds")
-    print(table(
-        ("what", "CPU ms", "µs per cgroup", "of systemd-cgls"),
-        [
-            (text, f"{median(rows[name]) * 1e3:.1f}", f"{median(rows[name]) / arguments.cgroups * 1e6:.1f}", ratio(median(rows[name]), cgls))
-            for text, name in shown
-        ],
-    ))
+    lines = []
+    for text, name in shown:
+        used = median(rows[name])
+        lines.append((text, f"{used * 1e3:.1f}", f"{used / arguments.cgroups * 1e6:.1f}", ratio(used, cgls)))
+    print(table(("what", "CPU ms", "µs per cgroup", "of systemd-cgls"), lines))
     print(f"memory of the tree: {median([each[2] for each in extra]) * 1024 / arguments.cgroups:.0f} bytes per cgroup")
+    if steady is None:
+        return  # no limits there, so the daemon does not watch it
     idle, woken, churned, events, overflows, _, took = steady
     print(f"idle, all of them watched: {idle / _IDLE_S * 100:.3f} % of a core, {woken:.0f} wake-ups in {_IDLE_S:.0f} s")
     print(

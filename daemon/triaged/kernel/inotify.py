@@ -46,6 +46,7 @@ class Inotify:
     def __init__(self) -> None:
         """Raises: Exhausted where the user has no instance left (fs.inotify.max_user_instances); InterfaceMissing, KernelError."""
         self._libc = ctypes.CDLL(None, use_errno=True)
+        self._libc.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
         self._descriptor = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._descriptor < 0:
             number = ctypes.get_errno()
@@ -61,7 +62,7 @@ class Inotify:
 
         Raises: Exhausted where the user has no watch left (fs.inotify.max_user_watches); Gone, NotPermitted, KernelError.
         """
-        watch = self._libc.inotify_add_watch(self._descriptor, os.fsencode(path), ctypes.c_uint32(mask))
+        watch = self._libc.inotify_add_watch(self._descriptor, os.fsencode(path), mask)
         if watch < 0:
             number = ctypes.get_errno()
             if number == errno.ENOSPC:

@@ -71,7 +71,8 @@ def memory_owner(layout: CgroupLayout, path: str) -> CgroupLimit | None:
 def pids_facts(layout: CgroupLayout, increase: Increase, record: ForkRejected | None) -> PidsFacts:
     """The fact that a pids counter rose."""
     cgroup, owner = increase.cgroup, None
-    limits = ancestry(layout, "pids", record.path if record and _is_within(record.path, cgroup.path) else cgroup.path)
+    names_task = record is not None and not record.is_cut and _is_within(record.path, cgroup.path)
+    limits = ancestry(layout, "pids", record.path if record and names_task else cgroup.path)
     if increase.is_lost:
         if len(increase.removed) == 1:
             cgroup = CgroupId(increase.removed[0], 0, cgroup.hierarchy)

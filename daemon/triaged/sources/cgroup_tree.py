@@ -21,7 +21,7 @@ from itertools import islice
 
 from triaged.errors import Exhausted, Gone, KernelError, Malformed
 from triaged.kernel.cgroup_layout import Hierarchy
-from triaged.kernel.cgroups import EventCounter, child_names, read_counters, read_event_counter
+from triaged.kernel.cgroups import EventCounter, child_names, read_counter, read_event_counter
 from triaged.kernel.inotify import IN_CREATE, IN_DELETE, IN_ISDIR, IN_MODIFY, IN_ONLYDIR, Inotify, InotifyEvent
 from triaged.model.cgroup import CgroupId
 
@@ -498,7 +498,7 @@ class CgroupTree:
     def _read(self, node: Node, file: str, field: str) -> int | None:
         path = f"{self.directory(node)}/{file}"
         try:
-            return read_counters(path).get(field, 0)
+            return read_counter(path, field)
         except Gone:
             return None
         except Malformed:
