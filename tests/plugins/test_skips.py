@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
 from skips import read_allowed
 
 ONE_SKIP = "import pytest\n\n\ndef test_passes():\n    pass\n\n\ndef test_skips():\n    pytest.skip('no such machine')\n"
@@ -34,5 +37,5 @@ def test_a_skip_elsewhere_is_counted_by_its_reason(tmp_path: Path) -> None:
 def test_every_line_of_the_list_has_a_reason(tmp_path: Path) -> None:
     read_allowed()
     (tmp_path / "list").write_text("# comment\n\ntests/test_x.py::*\n")
-    with pytest.raises(ValueError, match="list:3: .* has no reason"):
+    with pytest.raises(ValueError, match=r"list:3: .* has no reason"):
         read_allowed(tmp_path / "list")
