@@ -235,12 +235,12 @@ class UnitPropertyFixer(TypeFixer[SetUnitProperty]):
         return fix.risk or PROPERTIES[fix.name].risk
 
     async def judge(self, fix: SetUnitProperty, presents: tuple[str | None, ...]) -> None:
-        known = PROPERTIES[fix.name]
-        if presents[0] is not None and known.parse(fix.value) < known.parse(presents[0]):
-            raise FixRefused(f"{fix.title}: it is {presents[0]} now, and triaged does not lower limits of units")
         if await self._manager.read_property(fix.unit, "LoadState") != "loaded":
             remedy = "a user's own manager takes systemctl --user set-property"
             raise FixRefused(f"{fix.unit} is not a unit of the system's systemd", remedy)
+        known = PROPERTIES[fix.name]
+        if presents[0] is not None and known.parse(fix.value) < known.parse(presents[0]):
+            raise FixRefused(f"{fix.title}: it is {presents[0]} now, and triaged does not lower limits of units")
 
     async def notes(self, fix: SetUnitProperty, present: str | None) -> tuple[str, ...]:
         notes = [] if fix.lasting else ["holds until the next boot"]
