@@ -39,6 +39,10 @@ def test_changelog_has_the_version_of_the_package() -> None:
     assert head.startswith(f"triaged ({__version__}) ")
 
 
+def test_the_rpm_has_the_same_version() -> None:
+    assert f"\nVersion:        {__version__}\n" in (ROOT / "packaging/rpm/triaged.spec").read_text()
+
+
 @needs_debhelper
 def test_every_module_is_packed_and_no_byte_code(deb: Path) -> None:
     files = packed(deb)
