@@ -19,7 +19,7 @@ from triaged.errors import InterfaceMissing, KernelError
 from triaged.kernel.connector import Exit, ProcessConnector
 from triaged.kernel.paths import KernelPaths
 from triaged.kernel.process_table import ProcessTable
-from triaged.kernel.unit_files import NO_UNIT_FILE, read_slice_origin
+from triaged.kernel.unit_files import BUILT_IN, BY_HAND, IMPLICIT, NO_UNIT_FILE, TRANSIENT, read_slice_origin
 from triaged.model.facts import ExitFacts, Fact, PlacementFacts, ResourceLimitFacts, SubjectGone
 from triaged.model.requirement import PlacementRequirement, ResourceLimitRequirement
 from triaged.model.verdict import Severity
@@ -54,7 +54,9 @@ def test_one_look_gives_a_fact_for_each_requirement_that_speaks_of_the_workload(
     assert isinstance(placement, PlacementFacts)
     assert placement.requirement is FORBIDDEN
     assert placement.process.cgroup == "/system.slice/ci.service"
-    assert placement.slice_origin == NO_UNIT_FILE
+    assert placement.slice_origin == BUILT_IN
+    assert placement.way is not None
+    assert [step.pid for step in placement.way.steps] == [100]
     assert isinstance(limit, ResourceLimitFacts)
     assert (limit.resource, limit.soft, limit.hard) == ("NOFILE", 1024, 4096)
     assert source.status.state is SourceState.ACTIVE
@@ -106,6 +108,25 @@ def test_a_slice_is_traced_to_its_unit_file(tmp_path: Path) -> None:
         assert read_slice_origin(paths, "/ci.slice/x.scope") == f"unit file {tmp_path}/{directory}/systemd/system/ci.slice"
     in_user_manager = "/user.slice/user-1000.slice/user@1000.service/ci.slice/x.scope"
     assert read_slice_origin(paths, in_user_manager) == NO_UNIT_FILE
+
+
+def test_a_slice_without_a_file_is_told_by_its_mark(tmp_path: Path) -> None:
+    paths = KernelPaths.below(str(tmp_path))
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/mountinfo").write_text("30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
+    for name in ("hand.slice", "implied.slice"):
+        (tmp_path / "sys/fs/cgroup" / name).mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cgroup.controllers").write_text("cpu memory\n")
+    try:
+        os.setxattr(tmp_path / "sys/fs/cgroup/implied.slice", "user.invocation_id", b"0" * 32)
+    except OSError as error:
+        pytest.skip(f"no extended attributes of users here: {error}")
+    assert read_slice_origin(paths, "/hand.slice/x.scope") == BY_HAND
+    assert read_slice_origin(paths, "/implied.slice/x.scope") == IMPLICIT
+    assert read_slice_origin(paths, "/gone.slice/x.scope") == NO_UNIT_FILE
+    (tmp_path / "run/systemd/transient").mkdir(parents=True)
+    (tmp_path / "run/systemd/transient/made.slice").touch()
+    assert read_slice_origin(paths, "/made.slice/x.scope") == TRANSIENT
 
 
 class Fed:

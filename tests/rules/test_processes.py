@@ -13,6 +13,7 @@ from triaged.model.limit import UNLIMITED, Unknown
 from triaged.model.process import ProcessIdentity, WorkloadMatch
 from triaged.model.requirement import PlacementRequirement, ResourceLimitRequirement
 from triaged.model.verdict import Fine, Kind, Problem, Severity, Undecided, Verdict
+from triaged.model.way import Step, Way
 from triaged.policy import load_policies
 from triaged.rules.placement import forbidden_slice
 from triaged.rules.resource_limits import below_policy
@@ -216,3 +217,19 @@ def test_without_a_preferred_slice_nothing_is_proposed() -> None:
     assert verdict.fixes == ()
     assert verdict.summary == "go-test runs in system.slice, unit cron.service, which policy mine forbids"
     assert "slice comes from" in {item.name for item in verdict.evidence}
+
+
+def test_the_way_to_a_forbidden_place_is_evidence() -> None:
+    steps = (
+        Step(77, "w.test", "/tmp/w.test", "/default.slice"), Step(70, "bash", "/bin/bash", "/default.slice"),
+        Step(60, "sudo", "/usr/bin/sudo", "/ci.slice/run-r1.scope"),
+    )
+    verdict = problem(forbidden_slice.judge(PlacementFacts(process("/default.slice"), SHIPPED, way=Way(steps))))
+    shown = {item.name: item for item in verdict.evidence}
+    assert shown["way"].value == (
+        "sudo[60] in /ci.slice/run-r1.scope > bash[70] in /default.slice > w.test[77] in /default.slice"
+    )
+    assert shown["way"].private
+    assert shown["how it got there"].value == "it, or a process above it, left the unit of its parent"
+    assert shown["unit that it came from"].value == "run-r1.scope"
+    assert shown["started by"].value == "sudo"

@@ -39,6 +39,7 @@ class ProcessTable:
         self._parsed: dict[bytes, Mapping[str, str]] = {}
         self._answers: dict[str, bool] = {}
         self._build_infos = BuildInfoCache()
+        self._executed_in: dict[tuple[int, int], str] = {}
         self.on_first_workload: Callable[[], None] = lambda: None
         self.forgotten = 0
         self.unreadable_programs = 0
@@ -128,6 +129,10 @@ class ProcessTable:
         elif identity.pid in self._live or len(self._live) < self._cap:
             is_first = not self._live
             self._live[identity.pid] = identity
+            if identity.cgroup:
+                self._executed_in.setdefault((identity.pid, identity.start_ticks), identity.cgroup)
+                if len(self._executed_in) > self._cap:
+                    del self._executed_in[next(iter(self._executed_in))]
             if is_first:
                 self.on_first_workload()
         else:
@@ -153,6 +158,11 @@ class ProcessTable:
         live = self._live.get(identity.pid)
         if live is not None and live.start_ticks == identity.start_ticks:
             del self._live[identity.pid]
+        self._executed_in.pop((identity.pid, identity.start_ticks), None)
+
+    def executed_in(self, identity: ProcessIdentity) -> str:
+        """The cgroup in which a live process of a workload was first seen; '' where that was not noted."""
+        return self._executed_in.get((identity.pid, identity.start_ticks), "")
 
     def rescan(self) -> list[ProcessIdentity]:
         """Looks through all of /proc for processes of workloads; those found. Blocking, about 10 µs a process.

@@ -15,6 +15,7 @@ from triaged.model.limit import Limit, Unknown
 from triaged.model.process import ProcessIdentity
 from triaged.model.requirement import ParameterRequirement, PlacementRequirement, ResourceLimitRequirement
 from triaged.model.usage import Usage
+from triaged.model.way import Way
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,14 @@ class SeccompFacts:
 class PlacementFacts:
     """Where a process of a known workload runs, judged against one placement requirement.
 
-    `slice_origin` says where the slice comes from, as far as it could be read (a unit file, none).
+    `slice_origin` says where the slice comes from, as far as it could be read (a unit file, none). `way` is read where the place is
+    forbidden.
     """
 
     process: ProcessIdentity
     requirement: PlacementRequirement
     slice_origin: str = ""
+    way: Way | None = None
     time_usec: int = 0
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from fnmatch import fnmatchcase
 from typing import Union
 
+from triaged.model.cgroup import CgroupId
 from triaged.model.verdict import Severity
 
 
@@ -132,3 +134,8 @@ class PlacementRequirement:
     severity: Severity = Severity.WARNING
     why: str = ""
     origin: str = ""
+
+    def forbids(self, cgroup: CgroupId) -> bool:
+        """Whether it minds the slice, or the unit by name, and does not allow the unit all the same."""
+        named = any(fnmatchcase(name, pattern) for name in (cgroup.slice, cgroup.unit) for pattern in self.forbidden_slices)
+        return named and not any(fnmatchcase(cgroup.unit, pattern) for pattern in self.allowed_units)

@@ -2,15 +2,22 @@
 """Workload processes that run in a part of the cgroup tree where the policy does not want them."""
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-
 from triaged.model.cgroup import CgroupId, container_of, is_user_manager
 from triaged.model.facts import PlacementFacts
 from triaged.model.fix import Fix, ManualStep, SetUnitSetting
 from triaged.model.quoting import shown
 from triaged.model.subject import ProcessSubject
 from triaged.model.verdict import Evidence, Fine, Kind, Problem, Severity, Undecided, Verdict
+from triaged.model.way import Arrival, Way, words
 from triaged.rules.rule import rule
+
+_ARRIVALS = {
+    Arrival.INHERITED: "inherited: no process above it is elsewhere",
+    Arrival.STARTED: "started in a unit of its own, from outside",
+    Arrival.LEFT: "it, or a process above it, left the unit of its parent",
+    Arrival.MOVED: "moved after it was executed",
+    Arrival.UNKNOWN: "unknown: the process that started it is gone, or may not be read",
+}
 
 
 @rule(
@@ -37,10 +44,8 @@ def forbidden_slice(facts: PlacementFacts) -> Verdict:
         # A container runtime's (/docker/buildkit/...), or made by hand: not a place in systemd's tree.
         return Undecided(subject, f"no unit of systemd owns {shown(path, 400)}")
     where = shown(cgroup.unit) if cgroup.unit == "init.scope" else shown(cgroup.slice)
-    if not any(fnmatchcase(name, pattern) for name in (cgroup.slice, cgroup.unit) for pattern in wanted.forbidden_slices):
-        return Fine(subject, f"policy {wanted.policy} does not mind {where}")
-    if any(fnmatchcase(cgroup.unit, pattern) for pattern in wanted.allowed_units):
-        return Fine(subject, f"policy {wanted.policy} allows {shown(cgroup.unit)}")
+    if not wanted.forbids(cgroup):
+        return Fine(subject, f"policy {wanted.policy} does not mind {shown(cgroup.unit) or where}")
     who, when = facts.process, facts.time_usec
     workload = who.workload.workload if who.workload else ", ".join(wanted.workloads)
     unit = f", unit {shown(cgroup.unit)}" if cgroup.unit and cgroup.unit not in (cgroup.slice, where) else ""
@@ -51,6 +56,8 @@ def forbidden_slice(facts: PlacementFacts) -> Verdict:
         Evidence("forbidden by policy " + wanted.policy, ", ".join(wanted.forbidden_slices), wanted.origin, when),
         Evidence("why", wanted.why, wanted.origin, when),
     ]
+    if facts.way is not None:
+        evidence += _way_evidence(facts.way, when)
     if facts.slice_origin:
         evidence.append(Evidence("slice comes from", shown(facts.slice_origin, 1000), facts.slice_origin, when))
     fixes: tuple[Fix, ...] = ()
@@ -69,3 +76,21 @@ def forbidden_slice(facts: PlacementFacts) -> Verdict:
         subject, f"{workload} runs in {where}{unit}, which policy {wanted.policy} forbids{better}", tuple(evidence), fixes,
         severity=wanted.severity, pid=who.pid, time_usec=when,
     )
+
+
+def _way_evidence(way: Way, when: int) -> list[Evidence]:
+    out = [
+        # The names of ancestors are their owners' matter: a person's shell may be among them.
+        Evidence("way", shown(words(way.steps), 2000), "/proc/PID/cgroup of each ancestor", when, private=True),
+        Evidence("how it got there", _ARRIVALS[way.arrival], "/proc/PID/cgroup of each ancestor", when),
+    ]
+    origin = way.elsewhere
+    if origin is not None:
+        out.append(Evidence("the path changed below", shown(origin.cgroup, 400), f"/proc/{origin.pid}/cgroup", when))
+        if origin.unit:
+            out.append(Evidence("unit that it came from", shown(origin.unit), f"/proc/{origin.pid}/cgroup", when))
+    if way.arrival is Arrival.MOVED:
+        out.append(Evidence("executed in", shown(way.executed_in, 400), f"/proc/{way.steps[0].pid}/cgroup", when))
+    if way.started_by:
+        out.append(Evidence("started by", shown(way.started_by, 400), "", when))
+    return out

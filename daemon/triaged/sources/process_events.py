@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import ClassVar
 
 from triaged.errors import Gone, KernelError, NotPermitted
+from triaged.kernel.ancestors import read_way
 from triaged.kernel.capabilities import CAP_SYS_PTRACE, has_capability
 from triaged.kernel.connector import Exit, ProcessConnector
 from triaged.kernel.namespaces import is_initial_namespace
@@ -19,6 +20,7 @@ from triaged.kernel.process import read_exes
 from triaged.kernel.process_table import ProcessTable
 from triaged.kernel.resource_limits import read_resource_limits
 from triaged.kernel.unit_files import read_slice_origin
+from triaged.model.cgroup import CgroupId
 from triaged.model.facts import ExitFacts, Fact, PlacementFacts, ResourceLimitFacts, SubjectGone
 from triaged.model.process import ProcessIdentity
 from triaged.model.requirement import PlacementRequirement, ResourceLimitRequirement
@@ -244,7 +246,9 @@ class ProcessEvents(Source):
         if placements and identity.cgroup and self._sees_slices():
             origin = read_slice_origin(self._paths, identity.cgroup)
             for placement in placements:
-                yield PlacementFacts(identity, placement, origin, time_usec=now)
+                is_forbidden = placement.forbids(CgroupId(identity.cgroup))
+                way = read_way(self._paths, self._table, identity) if is_forbidden else None
+                yield PlacementFacts(identity, placement, origin, way, time_usec=now)
         wanted = [want for want in self._limits if not want.workloads or name in want.workloads]
         if not wanted:
             return
