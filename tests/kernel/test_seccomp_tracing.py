@@ -144,6 +144,9 @@ def test_lines_of_the_trace_are_read() -> None:
     assert parse_event(b" sh-1234 [001] ..... 1.1: sched_process_exec: filename=/bin/a b pid=1234 old_pid=1234") == Executed(
         1234, "/bin/a b")
     assert parse_event(b" sh-12 [001] ..... 1.1: sched_process_fork: comm=a pid=12 child_comm=b child_pid=13") == Forked(12, 13)
+    assert parse_event(b" sh-1 [001] ..... 1.1: sys_enter: NR 59 ()") == Entered(1, 59, ())
+    # Found by scripts/fuzz-seccomp: registers that are no hexadecimal numbers.
+    assert parse_event(b" sh-1 [001] ..... 1.1: sys_enter: NR 59 (55d0, 00 0, 0)") is None
     for line in (b"", b"CPU:0 [LOST 123 EVENTS]", b"\xff\x00", b"# tracer: nop", b" x-1 [0] : sys_enter: NR x ()"):
         assert parse_event(line) is None
 

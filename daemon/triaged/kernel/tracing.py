@@ -28,7 +28,7 @@ from triaged.kernel.paths import KernelPaths
 PREFIX = "triaged-"
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # the same on every architecture
 _FSCONFIG_CMD_CREATE, _CLOEXEC = 6, 1
-_ENTER = re.compile(rb"^\s*(.{1,16})-(\d+)\s+\[\d+\].*: sys_enter: NR (-?\d+) \(([0-9a-f, ]*)\)")
+_ENTER = re.compile(rb"^\s*(.{1,16})-(\d+)\s+\[\d+\].*: sys_enter: NR (-?\d+) \(((?:[0-9a-f]{1,16}(?:, [0-9a-f]{1,16}){0,5})?)\)")
 _EXIT = re.compile(rb"^\s*(.{1,16})-(\d+)\s+\[\d+\].*: sys_exit: NR (-?\d+) = (-?\d+)")
 _EXEC = re.compile(rb"^\s*.{1,16}-(\d+)\s+\[\d+\].*: sched_process_exec: filename=(.*) pid=(\d+) old_pid=\d+$")
 _FORK = re.compile(rb": sched_process_fork: comm=.* pid=(\d+) child_comm=.* child_pid=(\d+)$")
