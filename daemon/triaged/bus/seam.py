@@ -129,7 +129,8 @@ def unmarshal(signature: str, body: bytes, little_endian: bool = True) -> list[A
         raise BusError("org.freedesktop.DBus.Error.InvalidArgs", f"the message's body is not {signature}") from error
     finally:
         _bound_signatures()
-    if values is None:
+    # For an empty body the libraries give no values, whatever the signature.
+    if values is None or not body:
         raise BusError("org.freedesktop.DBus.Error.InvalidArgs", f"the message's body is shorter than {signature}")
     return list(values.body)
 
