@@ -214,3 +214,15 @@ def test_the_private_bus_ends_with_a_daemon_that_is_killed(directory: Path) -> N
     while any(Path(f"/proc/{pid}").exists() for pid in children):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_reader_of_notifications_that_sleeps_holds_nobody_up(directory: Path) -> None:
+    daemon = Running(directory, watchdog_usec=2000)  # 1,000 notifications a second: the queue is full at once
+    try:
+        daemon.address()
+        time.sleep(1)
+        for _ in range(3):
+            done = daemon.call("Refresh")
+            assert done.returncode == 0, done.stderr
+    finally:
+        assert daemon.stop() == 0

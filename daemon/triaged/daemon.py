@@ -73,6 +73,9 @@ class Daemon:
         self._assembly = assemble(settings, self.store, options.kernel)
         self._watching: list[asyncio.Task[None]] = []
         self._notifier = sdnotify.SystemdNotifier()
+        if self._notifier.socket is not None:
+            # Nothing waits for whoever should read this: the library would block the loop, and ignores what a full queue says.
+            self._notifier.socket.setblocking(False)
         # Findings that are printed need not stand on standard error too where there is no journald.
         self._nowhere = open(os.devnull, "w") if options.print_findings else None  # noqa: SIM115 - closed at the end of run()
         self._journal = Journal(fallback=self._nowhere)
