@@ -130,6 +130,14 @@ def build_message(
     return b"".join((start, fields, b"\0" * (-len(fields) % 8), body))
 
 
+def is_as_long_as(signature: str, body: bytes, little_endian: bool = True) -> bool:
+    """Whether the values of the signature take up exactly this body. What is inside arrays is not looked at."""
+    try:
+        return _skip(body, "<" if little_endian else ">", signature.encode("ascii"), 0) == len(body)
+    except (struct.error, IndexError, KeyError, RecursionError, UnicodeEncodeError):
+        return False
+
+
 def join_dictionaries(entries: Sequence[bytes]) -> bytes:
     """A marshalled aa{sv} of dictionaries whose marshalled entries (what follows the length and its padding) are ready."""
     out = bytearray(4)
