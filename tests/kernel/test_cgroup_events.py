@@ -20,6 +20,7 @@ from triaged.errors import KernelError
 from triaged.kernel.cgroup_layout import CgroupLayout, Hierarchy, read_layout
 from triaged.kernel.cgroups import read_event_counter
 from triaged.kernel.paths import KernelPaths
+from triaged.kernel.process_table import ProcessTable
 from triaged.model.facts import Fact, OomFacts, PidsFacts, SubjectGone
 from triaged.model.process import ProcessIdentity
 from triaged.sources.cgroups import CgroupEvents
@@ -133,6 +134,13 @@ def fork_in(directory: Path, children: int) -> int:
     return int(done.stdout)
 
 
+def sleeper_in(directory: Path) -> subprocess.Popen[bytes]:
+    """A process that lives in the cgroup until it is killed."""
+    process = subprocess.Popen(["sleep", "60"])
+    (directory / "cgroup.procs").write_text(str(process.pid))
+    return process
+
+
 def eat_in(directory: Path, comm: str = "eater") -> int:
     """The pid of a process that the OOM killer ended in the cgroup."""
     process = subprocess.Popen([sys.executable, "-c", _EATS, str(directory), comm])
@@ -227,6 +235,26 @@ async def test_refused_forks_are_told_within_a_second_with_the_cgroup_whose_limi
     assert (fact.owner.cgroup.path, fact.owner.limit) == (path, 4)
     assert path in fact.record
     assert not fact.before_start
+
+
+async def test_a_process_that_lives_in_the_cgroup_is_named(own_cgroup) -> None:
+    _, path, directory = own_cgroup("pids", "resident")
+    (directory / "pids.max").write_text("3")
+    lives_there = sleeper_in(directory)
+    try:
+        ledger = Ledger()
+        table = ProcessTable(KernelPaths(), ())
+        events, log = CgroupEvents(KernelPaths(), table, ledger=ledger), KernelLog(KernelPaths(), table, ledger)
+        async with Watching(log, events) as watching:
+            await need_log(log)
+            await asyncio.to_thread(fork_in, directory, 5)
+            await watching.until(lambda: refused(watching.about(path)) > 0)
+    finally:
+        lives_there.kill()
+        lives_there.wait()
+    fact = next(fact for fact in watching.about(path) if isinstance(fact, PidsFacts))
+    assert fact.process is not None
+    assert fact.process.pid == lives_there.pid
 
 
 async def test_an_ancestors_pids_max_is_named_as_the_owner(own_cgroup) -> None:

@@ -140,7 +140,15 @@ def test_a_watched_cgroups_last_kill_is_not_lost_with_it(machine: Machine) -> No
     machine.hit("/a/b", 1)
     machine.remove("/a/b")
     assert machine.rises() == [("/a", 1, True)]
-    assert [cgroup.path for cgroup in machine.tree.gone] == ["/a/b"]
+    assert [(cgroup.path, was_hit) for cgroup, was_hit in machine.tree.gone] == [("/a/b", True)]
+
+
+def test_a_removed_cgroup_is_told_as_gone_although_nothing_was_hit_in_it(machine: Machine) -> None:
+    machine.make("/a/b/c")
+    machine.tree.scan()
+    machine.remove("/a/b")
+    machine.rises()
+    assert {(cgroup.path, was_hit) for cgroup, was_hit in machine.tree.gone} == {("/a/b", False), ("/a/b/c", False)}
 
 
 def test_a_thousand_fleeting_cgroups_are_all_counted(machine: Machine) -> None:

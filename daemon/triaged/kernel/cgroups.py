@@ -220,9 +220,14 @@ def read_cpu(hierarchy: Hierarchy, path: str) -> CpuState:
         raise _absent(error, directory) from error
 
 
-def limit_file(controller: str, is_v2: bool) -> str:
-    """The name of the file that holds a controller's limit: pids.max, memory.max, memory.limit_in_bytes."""
-    return _LIMIT_FILES[controller, is_v2][0]
+def read_pids_in(hierarchy: Hierarchy, path: str) -> list[int]:
+    """The processes of one cgroup, without those below it; 0 stands for one of another pid namespace.
+
+    Source: cgroup.procs.
+    Raises: Gone, NotPermitted, Malformed.
+    """
+    file = f"{hierarchy.directory(path)}/cgroup.procs"
+    return [_number(word, file) for word in read_text(file).split()]
 
 
 def read_cgroup_limit(hierarchy: Hierarchy, controller: str, path: str) -> CgroupLimit:

@@ -8,13 +8,15 @@ from typing import Protocol
 
 from triaged.errors import KernelError
 from triaged.kernel.cgroup_layout import CgroupLayout
-from triaged.kernel.cgroups import ancestry, cgroup_id, read_cgroup_limit, read_counters, read_inode, read_number
+from triaged.kernel.cgroups import ancestry, cgroup_id, read_cgroup_limit, read_counters, read_inode, read_number, read_pids_in
 from triaged.kernel.kernel_log import ForkRejected, OomKill, realtime_of
 from triaged.model.cgroup import CgroupId, ancestors_of
 from triaged.model.facts import CgroupLimit, OomFacts, PidsFacts
 from triaged.model.limit import Unknown
 from triaged.model.process import ProcessIdentity
 from triaged.sources.cgroup_tree import Increase
+
+_RESIDENTS = 16
 
 
 class Identifies(Protocol):
@@ -68,9 +70,10 @@ def memory_owner(layout: CgroupLayout, path: str) -> CgroupLimit | None:
     return found[0] if len(found) == 1 else None
 
 
-def pids_facts(layout: CgroupLayout, increase: Increase, record: ForkRejected | None) -> PidsFacts:
+def pids_facts(layout: CgroupLayout, increase: Increase, record: ForkRejected | None, table: Identifies) -> PidsFacts:
     """The fact that a pids counter rose."""
     cgroup, owner = increase.cgroup, None
+    is_now = not increase.before_start and not increase.is_lost
     names_task = record is not None and not record.is_cut and _is_within(record.path, cgroup.path)
     limits = ancestry(layout, "pids", record.path if record and names_task else cgroup.path)
     if increase.is_lost:
@@ -89,12 +92,13 @@ def pids_facts(layout: CgroupLayout, increase: Increase, record: ForkRejected | 
         ancestry=limits,
         counter_file=increase.own_file,
         record=record.text if record else "",
+        process=resident(layout, limits[0].cgroup.path, table) if limits and is_now else None,
         before_start=increase.before_start,
         time_usec=now_usec(),
     )
 
 
-def refusal_facts(layout: CgroupLayout, record: ForkRejected, before_start: bool = False) -> PidsFacts:
+def refusal_facts(layout: CgroupLayout, record: ForkRejected, table: Identifies, before_start: bool = False) -> PidsFacts:
     """The fact that the kernel log alone tells: a fork was refused in a cgroup whose counters cannot be read any more."""
     limits = ancestry(layout, "pids", record.path)
     return PidsFacts(
@@ -104,6 +108,7 @@ def refusal_facts(layout: CgroupLayout, record: ForkRejected, before_start: bool
         owner=full_limit(limits),
         ancestry=limits,
         record=record.text,
+        process=None if before_start else resident(layout, record.path, table),
         before_start=before_start,
         time_usec=log_time(record.stamp_usec),
     )
@@ -139,6 +144,19 @@ def count_facts(layout: CgroupLayout, increase: Increase, kills: int) -> OomFact
         before_start=increase.before_start,
         time_usec=now_usec(),
     )
+
+
+def resident(layout: CgroupLayout, path: str, table: Identifies) -> ProcessIdentity | None:
+    """A process that lives in the cgroup, one of a workload if there is one among the first few; None if none is known."""
+    hierarchy = layout.holding("pids")
+    if hierarchy is None:
+        return None
+    try:
+        pids = read_pids_in(hierarchy, path)[:_RESIDENTS]
+    except KernelError:
+        return None
+    found = [identity for pid in pids if pid and (identity := table.identify(pid)) is not None]
+    return next((identity for identity in found if identity.workload is not None), found[0] if found else None)
 
 
 def victim_of(kill: OomKill, table: Identifies) -> ProcessIdentity:

@@ -95,8 +95,9 @@ class Increase:
 class CgroupTree:
     """The cgroups of one hierarchy and the counters of `controllers` in it.
 
-    Not for two threads at a time. `increases` and `gone` grow until the caller takes them. `counted` counts what
-    went wrong (see `CgroupEvents`). `saved` gives what a counter said when triaged last ran, 0 if nothing is known.
+    Not for two threads at a time. `increases` and `gone` (each with whether it was hit) grow until the caller takes them.
+    `counted` counts what went wrong (see `CgroupEvents`). `saved` gives what a counter said when triaged last ran, 0 if
+    nothing is known.
     `told` are the controllers of whose counters a notification came; `hot` local counters that rose once.
     """
 
@@ -111,7 +112,7 @@ class CgroupTree:
         self.hierarchy = hierarchy
         self.controllers = tuple(controllers)
         self.increases: list[Increase] = []
-        self.gone: list[CgroupId] = []
+        self.gone: list[tuple[CgroupId, bool]] = []
         self.unsettled: set[tuple[Node, str]] = set()
         self.hot: set[tuple[Node, str]] = set()
         self.told: set[str] = set()
@@ -283,9 +284,11 @@ class CgroupTree:
             self._nodes -= 1
             self._unwatch(each)
             self._bury(each)
-            for controller, count in (each.counts or {}).items():
-                if count.own:
-                    self.gone.append(self.identity(each, controller))
+            counts = each.counts or {}
+            was_hit = [controller for controller, count in counts.items() if count.own]
+            for controller in was_hit or self.controllers[:1]:
+                self.gone.append((self.identity(each, controller), bool(was_hit)))
+            for controller in counts:
                 self._dirty.discard((each, controller))
                 self.unsettled.discard((each, controller))
                 self.hot.discard((each, controller))

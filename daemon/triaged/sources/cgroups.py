@@ -347,7 +347,7 @@ class CgroupEvents(Source):
                         self._hot_at = min(self._hot_at, self._rose_at + _HOT_S)
                 if increase.controller == "pids":
                     self.count("refused forks", increase.by)
-                    yield pids_facts(self._layout, increase, self._record_for(increase))
+                    yield pids_facts(self._layout, increase, self._record_for(increase), self._table)
                 else:
                     self.count("oom kills", increase.by)
                     self._ledger.take_count(increase.cgroup.path, increase.by, increase, increase.is_lost)
@@ -357,8 +357,12 @@ class CgroupEvents(Source):
         yield from self._untold_refusals()
         for tree in self._trees:
             gone, tree.gone = tree.gone, []
-            for cgroup in gone:
-                yield self._forget(cgroup)
+            for cgroup, was_hit in gone:
+                if was_hit:
+                    self._forget(cgroup)
+                # Findings of other sources end with a cgroup too. A unit's cgroups go together: one tree tells for all.
+                if was_hit or tree is self._trees[0]:
+                    yield SubjectGone(cgroup=cgroup, time_usec=now_usec())
 
     def _untold_refusals(self) -> Iterator[Fact]:
         now = time.monotonic()
@@ -366,7 +370,7 @@ class CgroupEvents(Source):
         for refusal in self._refusals:
             if not refusal.is_told and now >= refusal.taken_at + _RECORD_WAIT_S:
                 self.count("refused forks")
-                yield refusal_facts(self._layout, refusal.record)
+                yield refusal_facts(self._layout, refusal.record, self._table)
                 refusal.is_told = True
             if now < refusal.taken_at + _RECORD_KEEP_S:
                 kept.append(refusal)
@@ -380,14 +384,13 @@ class CgroupEvents(Source):
     def _saved(self, cgroup: CgroupId, file: str) -> int:
         return self._baseline.get(self._key(cgroup, file), 0)
 
-    def _forget(self, cgroup: CgroupId) -> Fact:
+    def _forget(self, cgroup: CgroupId) -> None:
         end = f":{cgroup.path}"
         begin = f"{self._boot}:{cgroup.hierarchy}:{cgroup.inode}:"
         for file in ("pids.events", "pids.events.local", "memory.events", "memory.events.local", "memory.oom_control"):
             if begin + file + end in self._baseline:
                 del self._baseline[begin + file + end]
             self._on_counter(begin + file + end, 0)
-        return SubjectGone(cgroup=cgroup, time_usec=now_usec())
 
     def _forget_others(self) -> Iterator[Fact]:
         """Forgets what was saved of cgroups that are no more."""

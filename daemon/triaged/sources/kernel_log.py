@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import ClassVar
@@ -127,11 +128,11 @@ class KernelLog(Source):
             self.count("forks rejected")
             if before_start:
                 if self._is_gone(event):
-                    yield refusal_facts(self._layout, event, before_start)
+                    yield refusal_facts(self._layout, event, self._table, before_start)
             elif self._ledger.on_refusal is not None:
                 self._ledger.on_refusal(event)
             else:
-                yield refusal_facts(self._layout, event)
+                yield refusal_facts(self._layout, event, self._table)
         else:
             yield from self._kill(event, before_start)
 
@@ -149,5 +150,8 @@ class KernelLog(Source):
 
     def _is_gone(self, record: ForkRejected) -> bool:
         """Whether the record's cgroup is gone: while it is there, its counters say more."""
-        limits = refusal_facts(self._layout, record).ancestry
-        return not limits or not limits[0].cgroup.inode
+        hierarchy = self._layout.holding("pids")
+        try:
+            return hierarchy is None or not os.path.isdir(hierarchy.directory(record.path))
+        except KernelError:
+            return True
