@@ -11,6 +11,7 @@ from typing import Union
 
 from triaged.model.cgroup import CgroupId
 from triaged.model.cpu import CpuQuota, GoProcess
+from triaged.model.killed import KillEvidence
 from triaged.model.limit import Limit, Unknown
 from triaged.model.process import ProcessIdentity
 from triaged.model.requirement import ParameterRequirement, PlacementRequirement, ResourceLimitRequirement
@@ -139,12 +140,16 @@ class PlacementFacts:
 
 @dataclass(frozen=True)
 class ExitFacts:
-    """A process of a workload that a signal ended, whoever sent it. `dumped_core` is the kernel's word for it."""
+    """A process of a workload that a signal ended, whoever sent it. `dumped_core` is the kernel's word for it.
+
+    `evidence` is what speaks for and against the causes of a SIGKILL; None where its beginning was not seen.
+    """
 
     process: ProcessIdentity
     signal: int
     dumped_core: bool = False
     time_usec: int = 0
+    evidence: KillEvidence | None = None
 
 
 @dataclass(frozen=True)

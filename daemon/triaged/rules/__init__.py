@@ -2,7 +2,7 @@
 """What is wrong: pure functions from one fact to one verdict. RULES is the whole list."""
 from __future__ import annotations
 
-from triaged.rules import cpu, headroom, memory, parameters, pids, placement, resource_limits, seccomp, stalls
+from triaged.rules import cpu, headroom, killed, memory, parameters, pids, placement, resource_limits, seccomp, stalls
 from triaged.rules.rule import Rule
 
 RULES: tuple[Rule, ...] = (
@@ -20,5 +20,6 @@ RULES: tuple[Rule, ...] = (
     stalls.pressure,
     stalls.cpuset_small,
     stalls.frozen,
+    killed.killed,
     headroom.nearly_used_up,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -14,6 +15,7 @@ from triaged.errors import Gone, KernelError, NotPermitted
 from triaged.kernel.ancestors import read_way
 from triaged.kernel.capabilities import CAP_SYS_PTRACE, has_capability
 from triaged.kernel.connector import Exit, ProcessConnector
+from triaged.kernel.deaths import Witness
 from triaged.kernel.namespaces import is_initial_namespace
 from triaged.kernel.paths import KernelPaths
 from triaged.kernel.process import read_exes
@@ -70,6 +72,7 @@ class ProcessEvents(Source):
         self._everything_wanted = False
         self._looked_at = float("-inf")
         self._failure: KernelError | None = None
+        self._witness = Witness(paths, table)
 
     async def facts(self) -> AsyncIterator[Fact]:
         self._failure = None
@@ -221,7 +224,8 @@ class ProcessEvents(Source):
             return
         # The pid of one that ended otherwise, long ago, may be another's now.
         if (ended_at and time.monotonic() - ended_at < _EXIT_WITHIN_S) or (event.pid, identity.start_ticks) in self._watched:
-            self._put(ExitFacts(identity, event.signal, event.dumped_core, time_usec=_now_usec()))
+            evidence = self._witness.end(identity) if event.signal == signal.SIGKILL else None
+            self._put(ExitFacts(identity, event.signal, event.dumped_core, _now_usec(), evidence))
 
     def _lost(self) -> None:
         self.count("overruns")
@@ -234,6 +238,7 @@ class ProcessEvents(Source):
         self._wake.set()
 
     def _found(self, identity: ProcessIdentity) -> None:
+        self._witness.begin(identity)
         for fact in self._facts_of(identity):
             self._put(fact)
         self._watch(identity)
