@@ -6,7 +6,7 @@ _triagectl_spec()
 {
     children="" options="" places=""
     case $1 in
-        "") children="scan status list show watch fix undo dismiss check inspect log rules completion" options="-h --help --version --bus --color" places="" ;;
+        "") children="scan status list show watch fix undo dismiss check inspect seccomp log rules completion" options="-h --help --version --bus --color" places="" ;;
         "scan") children="" options="-h --help --policy --strict --json --bus --color" places="" ;;
         "status") children="" options="-h --help --json --bus --color" places="" ;;
         "list") children="" options="-h --help --state --kind --severity --rule --unit -q --quiet --json --bus --color" places="" ;;
@@ -17,6 +17,13 @@ _triagectl_spec()
         "dismiss") children="" options="-h --help --why --bus --color" places="@findings" ;;
         "check") children="" options="-h --help --policy --list --pid --strict --all --json --junit --bus --color" places="" ;;
         "inspect") children="" options="-h --help --json --bus --color" places="@nothing" ;;
+        "seccomp") children="check dump disasm run record merge" options="-h --help --bus --color" places="" ;;
+        "seccomp check") children="" options="-h --help --workload --arch --caps --kernel --runtime --fix -v --verbose --json" places="@files" ;;
+        "seccomp dump") children="" options="-h --help --workload --call -o --output --json" places="@pids" ;;
+        "seccomp disasm") children="" options="-h --help --arch --caps --kernel --runtime" places="@nothing" ;;
+        "seccomp run") children="" options="-h --help --profile --log --arch --caps --kernel --runtime" places="@nothing" ;;
+        "seccomp record") children="" options="-h --help -o --output --format --base --method --deny --runs --tries --no-verify --timeout --workload" places="@nothing" ;;
+        "seccomp merge") children="" options="-h --help -o --output" places="@files" ;;
         "log") children="" options="-h --help --finding --rule --since --directory -n --lines -f --follow -x --explain --json --bus --color" places="@units" ;;
         "rules") children="" options="-h --help -q --quiet --json --bus --color" places="@rules" ;;
         "completion") children="" options="-h --help --bus --color" places="bash+zsh+fish" ;;
@@ -61,6 +68,36 @@ _triagectl_value()
         "check:--color") offer="auto+always+never" ;;
         "inspect:--bus") offer="system+session" ;;
         "inspect:--color") offer="auto+always+never" ;;
+        "seccomp:--bus") offer="system+session" ;;
+        "seccomp:--color") offer="auto+always+never" ;;
+        "seccomp check:--workload") offer="@nothing" ;;
+        "seccomp check:--arch") offer="@nothing" ;;
+        "seccomp check:--caps") offer="@nothing" ;;
+        "seccomp check:--kernel") offer="@nothing" ;;
+        "seccomp check:--runtime") offer="docker+podman+containerd+cri-o" ;;
+        "seccomp check:--fix") offer="@files" ;;
+        "seccomp dump:--workload") offer="@nothing" ;;
+        "seccomp dump:--call") offer="@nothing" ;;
+        "seccomp dump:-o"|"seccomp dump:--output") offer="@files" ;;
+        "seccomp disasm:--arch") offer="@nothing" ;;
+        "seccomp disasm:--caps") offer="@nothing" ;;
+        "seccomp disasm:--kernel") offer="@nothing" ;;
+        "seccomp disasm:--runtime") offer="docker+podman+containerd+cri-o" ;;
+        "seccomp run:--profile") offer="@files" ;;
+        "seccomp run:--arch") offer="@nothing" ;;
+        "seccomp run:--caps") offer="@nothing" ;;
+        "seccomp run:--kernel") offer="@nothing" ;;
+        "seccomp run:--runtime") offer="docker+podman+containerd+cri-o" ;;
+        "seccomp record:-o"|"seccomp record:--output") offer="@files" ;;
+        "seccomp record:--format") offer="oci+systemd" ;;
+        "seccomp record:--base") offer="@files" ;;
+        "seccomp record:--method") offer="auto+tracefs+audit+ptrace" ;;
+        "seccomp record:--deny") offer="@nothing" ;;
+        "seccomp record:--runs") offer="@nothing" ;;
+        "seccomp record:--tries") offer="@nothing" ;;
+        "seccomp record:--timeout") offer="@nothing" ;;
+        "seccomp record:--workload") offer="@nothing" ;;
+        "seccomp merge:-o"|"seccomp merge:--output") offer="@files" ;;
         "log:--finding") offer="@findings" ;;
         "log:--rule") offer="@rules" ;;
         "log:--since") offer="@nothing" ;;

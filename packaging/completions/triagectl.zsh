@@ -61,6 +61,117 @@ _triagectl_log() {
         ':unit:_triagectl__units'
 }
 
+_triagectl_seccomp_merge() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '(-o --output)-o[where the profile goes (default\: standard output)]:file:_files' \
+        '(-o --output)--output=[where the profile goes (default\: standard output)]:file:_files' \
+        ':profile:_files'
+}
+
+_triagectl_seccomp_record() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '(-o --output)-o[where the profile goes (default\: standard output)]:file:_files' \
+        '(-o --output)--output=[where the profile goes (default\: standard output)]:file:_files' \
+        '--format=[OCI JSON, or a drop-in with SystemCallFilter=]:format:(oci systemd)' \
+        '--base=[give the difference to this profile; with -o write it, extended]:profile:_files' \
+        '--method=[how to observe (default\: the best that is to be had)]:method:(auto tracefs audit ptrace)' \
+        '--deny=[what other calls get\: an errno, or kill (default\: EPERM)]:errno: ' \
+        '--runs=[how often to observe before the profile is tried]:n: ' \
+        '--tries=[how often the profile is tried and corrected]:n: ' \
+        '--no-verify[do not run the command again under the profile]' \
+        '--timeout=[for each run (default\: 600)]:seconds: ' \
+        '--workload=[name to note the calls under (default\: the command'\''s)]:name: ' \
+        ':command: '
+}
+
+_triagectl_seccomp_run() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--profile=[may be given again\: filters stack]:profile:_files' \
+        '--log[have refusals logged (SECCOMP_FILTER_FLAG_LOG)]' \
+        '--arch=[the machine'\''s architecture (default\: this machine'\''s)]:arch: ' \
+        '--caps=[the container'\''s bounding set\: none, default (what Docker gives), all, or a list\: SYS_ADMIN,BPF]:caps: ' \
+        '--kernel=[the kernel\: 6.12 (default\: this one)]:version: ' \
+        '--runtime=[what applies the profile (default\: docker)]:runtime:(docker podman containerd cri-o)' \
+        ':command: '
+}
+
+_triagectl_seccomp_disasm() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--arch=[the machine'\''s architecture (default\: this machine'\''s)]:arch: ' \
+        '--caps=[the container'\''s bounding set\: none, default (what Docker gives), all, or a list\: SYS_ADMIN,BPF]:caps: ' \
+        '--kernel=[the kernel\: 6.12 (default\: this one)]:version: ' \
+        '--runtime=[what applies the profile (default\: docker)]:runtime:(docker podman containerd cri-o)' \
+        ':what: '
+}
+
+_triagectl_seccomp_dump() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--workload=[hold the filters against workloads, with commas, or all]:names: ' \
+        '--call=[only this call (may be given again)]:name: ' \
+        '(-o --output)-o[write the filters to FILE.0 (the newest), FILE.1, ...]:file:_files' \
+        '(-o --output)--output=[write the filters to FILE.0 (the newest), FILE.1, ...]:file:_files' \
+        '--json[print JSON]' \
+        ':pid:_pids'
+}
+
+_triagectl_seccomp_check() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--workload=[workloads, with commas, or all (default\: go-test)]:names: ' \
+        '--arch=[the machine'\''s architecture (default\: this machine'\''s)]:arch: ' \
+        '--caps=[the container'\''s bounding set\: none, default (what Docker gives), all, or a list\: SYS_ADMIN,BPF]:caps: ' \
+        '--kernel=[the kernel\: 6.12 (default\: this one)]:version: ' \
+        '--runtime=[what applies the profile (default\: docker)]:runtime:(docker podman containerd cri-o)' \
+        '--fix=[write a profile under which the workloads work to FILE]:file:_files' \
+        '(-v --verbose)-v[show the calls that are allowed, too]' \
+        '(-v --verbose)--verbose[show the calls that are allowed, too]' \
+        '--json[print JSON]' \
+        ':profile:_files'
+}
+
+_triagectl_seccomp() {
+    local curcontext="$curcontext" state line
+    local -a commands
+    commands=(
+        'check:hold a profile against what workloads need'
+        'dump:what the filters of a process answer'
+        'disasm:print a filter readably'
+        'run:run a command under a profile'
+        'record:make the smallest profile under which a command works'
+        'merge:one profile that allows what any of several allows'
+    )
+    _arguments -C -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--bus=[the message bus where the daemon is\: system, session, or an address (default\: $TRIAGED_BUS, else system)]:bus:(system session)' \
+        '--color=[colours\: auto (on a terminal, unless $NO_COLOR is set), always, never]:when:(auto always never)' \
+        '1:command:->command' \
+        '*::argument:->argument'
+    case $state in
+        command) _describe -t commands command commands ;;
+        argument)
+            case $line[1] in
+                check) _triagectl_seccomp_check ;;
+                dump) _triagectl_seccomp_dump ;;
+                disasm) _triagectl_seccomp_disasm ;;
+                run) _triagectl_seccomp_run ;;
+                record) _triagectl_seccomp_record ;;
+                merge) _triagectl_seccomp_merge ;;
+            esac ;;
+    esac
+}
+
 _triagectl_inspect() {
     _arguments -s \
         '(-h --help)-h[show this help message and exit]' \
@@ -192,6 +303,7 @@ _triagectl() {
         'dismiss:say that a finding does not matter'
         'check:hold policies against this machine, as a gate'
         'inspect:every limit of a process or unit, and which binds first'
+        'seccomp:what seccomp filters refuse, and profiles that fit'
         'log:what the journal says of a unit'\''s findings'
         'rules:what triaged can find\: the rule manual'
         'completion:print the completion script of a shell'
@@ -218,6 +330,7 @@ _triagectl() {
                 dismiss) _triagectl_dismiss ;;
                 check) _triagectl_check ;;
                 inspect) _triagectl_inspect ;;
+                seccomp) _triagectl_seccomp ;;
                 log) _triagectl_log ;;
                 rules) _triagectl_rules ;;
                 completion) _triagectl_completion ;;

@@ -51,6 +51,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("dismiss", "say that a finding does not matter", "dismiss"),
     Command("check", "hold policies against this machine, as a gate", "check"),
     Command("inspect", "every limit of a process or unit, and which binds first", "inspect"),
+    Command("seccomp", "what seccomp filters refuse, and profiles that fit", "seccomp"),
     Command("log", "what the journal says of a unit's findings", "log"),
     Command("rules", "what triaged can find: the rule manual", "rules"),
     Command("completion", "print the completion script of a shell", "completion"),
