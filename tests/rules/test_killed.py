@@ -60,8 +60,8 @@ def test_of_a_removed_cgroup_the_hosts_counter_is_proof_enough() -> None:
 def test_a_used_up_cpu_limit_names_the_kernel() -> None:
     verdict = judged(cpu_limit=1, cpu_used_s=1.01)
     assert "RLIMIT_CPU of 1 s was used up" in verdict.summary
-    assert "was used up" in judged(cpu_limit=1, cpu_used_s=0.94).summary
-    assert "sender unknown" in judged(cpu_limit=2, cpu_used_s=1.01).summary
+    assert "was used up" in judged(cpu_limit=1, cpu_used_s=0.78).summary
+    assert "sender unknown" in judged(cpu_limit=2, cpu_used_s=1.2).summary
     assert "sender unknown" in judged(cpu_limit=1, cpu_used_s=Unknown("it was reaped")).summary
 
 

@@ -24,8 +24,8 @@ def killed(facts: ExitFacts) -> Verdict:
 
     The log says "signal: killed", which most people read as lack of memory. The kernel counts every OOM kill, in the victim's
     cgroup and for the whole machine, before it sends the signal: where those counters did not move while the process lived,
-    somebody else sent it. Who, the kernel does not keep; what speaks for one sender is shown: the hard RLIMIT_CPU used up (the kernel
-    itself), a timeout(1) above it that sends SIGKILL, or a cgroup that was emptied (cgroup.kill, a unit that was stopped).
+    somebody else sent it. Who, the kernel does not keep; what speaks for one sender is shown: the hard RLIMIT_CPU used up (the
+    kernel itself), a timeout(1) above it that sends SIGKILL, or a cgroup that was emptied (cgroup.kill, a unit that was stopped).
     Otherwise the sender is unknown; go test itself is one that may be, some time after its -timeout.
     """
     subject = ProcessSubject(facts.process)
@@ -50,7 +50,7 @@ def killed(facts: ExitFacts) -> Verdict:
 def _sender(found: KillEvidence) -> tuple[str, tuple[Fix, ...]]:
     if found.is_cpu_limit_hit:
         step = ManualStep("cpu-time", f"raise LimitCPU= of the unit that starts it, or ulimit -t; it is {found.cpu_limit} s")
-        return f"the kernel, for its RLIMIT_CPU of {found.cpu_limit} s was used up", (step,)
+        return f"probably by the kernel, for its RLIMIT_CPU of {found.cpu_limit} s was used up", (step,)
     for relative in found.relatives:
         if relative.is_killing_timeout:
             step = ManualStep("time-out", "it took longer than timeout(1) gave it: more time, or less to do")
