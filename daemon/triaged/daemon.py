@@ -253,8 +253,7 @@ class Daemon:
     async def _announce(self, service: Service, changes: Subscription) -> None:
         async for change in changes:
             if change.what is What.RESYNC:
-                for finding in self.store.findings():
-                    service.announce(BusChange.CHANGED, finding)
+                service.resync()
             elif change.finding is not None:
                 service.announce(BusChange(change.what.value), change.finding)
             self._plan_status()
