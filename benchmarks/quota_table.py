@@ -210,7 +210,8 @@ def main() -> int:
     kind = "version 2, cpu.max" if hierarchy.is_v2 else "version 1, cpu.cfs_quota_us"
     machine = f"Linux {os.uname().release}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}"
     print(f"{time.strftime('%Y-%m-%d')}, {machine}; {version};")
-    print(f"{kind} {options.quota} of {options.period} µs; `{' '.join(['python3', os.path.relpath(__file__, ROOT), *sys.argv[1:]])}`\n")
+    command = " ".join(["python3", os.path.relpath(__file__, ROOT), *sys.argv[1:]])
+    print(f"{kind} {options.quota} of {options.period} µs; `{command}`.\n")
     print(
         "| test | quota | GOMAXPROCS | time, s (median, from to) | CPU, s | time-outs | nr_throttled of nr_periods "
         "| throttled_usec | deadlines missed, worst |"

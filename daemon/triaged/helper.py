@@ -19,6 +19,7 @@ from triaged.data import find_data
 from triaged.errors import TriagedError
 from triaged.fixers.fixer import Fixer, TypeFixer
 from triaged.fixers.local import LocalFixer
+from triaged.fixers.moves import MoveFixer
 from triaged.fixers.parameters import ParameterFixer
 from triaged.fixers.records import Records
 from triaged.fixers.resource_limits import ResourceLimitFixer
@@ -45,7 +46,7 @@ def local_fixer(
     systemd = Systemd1(link)
     fixers: list[TypeFixer] = [ParameterFixer(kernel), ResourceLimitFixer(kernel)]  # type: ignore[type-arg]
     if os.path.isdir(f"{kernel.run}/systemd/system"):  # sd_booted(3)
-        fixers += [UnitPropertyFixer(systemd, kernel), UnitSettingFixer(systemd, kernel)]
+        fixers += [UnitPropertyFixer(systemd, kernel), UnitSettingFixer(systemd, kernel), MoveFixer(systemd, kernel)]
     return LocalFixer(fixers, Records(state_directory), kernel, on_step=on_step)
 
 

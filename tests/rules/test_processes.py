@@ -8,7 +8,7 @@ import pytest
 
 from triaged.config import config_paths
 from triaged.model.facts import PlacementFacts, ResourceLimitFacts, SeccompFacts
-from triaged.model.fix import ManualStep, SetResourceLimit, SetUnitSetting
+from triaged.model.fix import ManualStep, MoveProcesses, SetResourceLimit, SetUnitSetting
 from triaged.model.limit import UNLIMITED, Unknown
 from triaged.model.process import ProcessIdentity, WorkloadMatch
 from triaged.model.requirement import PlacementRequirement, ResourceLimitRequirement
@@ -233,3 +233,16 @@ def test_the_way_to_a_forbidden_place_is_evidence() -> None:
     assert shown["how it got there"].value == "it, or a process above it, left the unit of its parent"
     assert shown["unit that it came from"].value == "run-r1.scope"
     assert shown["started by"].value == "sudo"
+
+
+def test_the_whole_run_is_moved_and_not_one_test_binary_of_it() -> None:
+    steps = (
+        Step(77, "w.test", "/tmp/w.test", "/default.slice/run.scope", start_ticks=7, is_workload=True),
+        Step(76, "go", "/usr/bin/go", "/default.slice/run.scope", start_ticks=6, is_workload=True),
+        Step(70, "bash", "/bin/bash", "/default.slice/run.scope", start_ticks=5),
+        Step(60, "sshd", "/usr/sbin/sshd", "/system.slice/ssh.service", start_ticks=4),
+    )
+    verdict = problem(forbidden_slice.judge(PlacementFacts(process("/default.slice/run.scope"), SHIPPED, way=Way(steps))))
+    move = verdict.fixes[0]
+    assert isinstance(move, MoveProcesses)
+    assert (move.pid, move.start_ticks, move.slice, move.seen) == (76, 6, "ci.slice", "/default.slice/run.scope")

@@ -2,7 +2,7 @@
 """The system's systemd on the bus: what `fixers.units` needs of it (org.freedesktop.systemd1(5))."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from triaged.bus.connection import Connection
 from triaged.bus.seam import Variant, plain
@@ -41,6 +41,18 @@ class Systemd1:
     async def reload(self) -> None:
         """daemon-reload. It waits for a Reload that is under way."""
         await self._call("Reload", timeout_s=RELOAD_TIMEOUT_S)
+
+    async def start_scope(self, name: str, slice_name: str, pids: Sequence[int]) -> None:
+        """StartTransientUnit of a scope that takes the processes; returns when its job is queued, not when it is done."""
+        properties = [
+            ["Description", Variant("s", "Processes that triaged moved")], ["Slice", Variant("s", slice_name)],
+            ["PIDs", Variant("au", list(pids))],
+        ]
+        await self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail", properties, [])
+
+    async def attach(self, unit: str, pids: Sequence[int]) -> None:
+        """AttachProcessesToUnit: processes into the cgroup of a unit that runs. Those that are in it already stay."""
+        await self._call("AttachProcessesToUnit", "ssau", unit, "", list(pids))
 
     async def _call(self, member: str, signature: str = "", *values: object, timeout_s: float = 25.0) -> list[object]:
         return await self._connection().call(SYSTEMD, SYSTEMD_PATH, MANAGER, member, signature, values, timeout_s=timeout_s)

@@ -9,6 +9,8 @@ Hard facts:
 """
 from __future__ import annotations
 
+from dataclasses import replace
+
 from triaged.errors import KernelError
 from triaged.kernel.paths import KernelPaths
 from triaged.kernel.process import read_process
@@ -44,9 +46,13 @@ def _parent(paths: KernelPaths, table: ProcessTable, child: ProcessIdentity) -> 
         parent = None
     # A parent that began after its child has only its number.
     if parent is not None and parent.start_ticks <= child.start_ticks:
+        known = table.last_known(parent.pid)
+        if known is not None and known.start_ticks == parent.start_ticks:
+            parent = replace(parent, workload=known.workload)
         return parent, False
     return table.last_known(child.ppid), True
 
 
 def _step(process: ProcessIdentity, is_remembered: bool = False) -> Step:
-    return Step(process.pid, process.comm, process.exe, process.cgroup, is_remembered)
+    is_workload = process.workload is not None
+    return Step(process.pid, process.comm, process.exe, process.cgroup, is_remembered, process.start_ticks, is_workload)

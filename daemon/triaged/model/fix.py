@@ -143,6 +143,44 @@ class SetResourceLimit:
 
 
 @dataclass(frozen=True)
+class MoveProcesses:
+    """Move a live process with all its descendants into a transient scope of its own in a slice of the system's systemd.
+
+    `seen` is the cgroup in which the finding saw the process.
+    """
+
+    pid: int
+    start_ticks: int
+    slice: str
+    risk: str = ""
+    seen: str = ""
+
+    type: ClassVar[str] = "move-processes"
+    lasting: ClassVar[bool] = False
+
+    @property
+    def key(self) -> str:
+        return f"{self.type}:{self.pid}.{self.start_ticks}:{self.slice}"
+
+    @property
+    def scope(self) -> str:
+        """The unit that is made for it."""
+        return f"triaged-moved-{self.pid}-{self.start_ticks}.scope"
+
+    @property
+    def title(self) -> str:
+        return f"moves process {self.pid} and all that it started into {self.slice}"
+
+    @property
+    def commands(self) -> tuple[Argv, ...]:
+        return ((
+            "busctl", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager",
+            "StartTransientUnit", "ssa(sv)a(sa(sv))", self.scope, "fail", "2", "PIDs", "au", "1", str(self.pid), "Slice", "s",
+            self.slice, "0",
+        ),)
+
+
+@dataclass(frozen=True)
 class ManualStep:
     """Something that triaged must not or cannot do itself; `commands` may be empty where there is nothing to type."""
 
@@ -158,9 +196,9 @@ class ManualStep:
         return f"{self.type}:{self.name}"
 
 
-Fix = Union[SetParameter, SetUnitProperty, SetUnitSetting, SetResourceLimit, ManualStep]
+Fix = Union[SetParameter, SetUnitProperty, SetUnitSetting, SetResourceLimit, MoveProcesses, ManualStep]
 FIX_TYPES: Mapping[str, type[Any]] = {
-    kind.type: kind for kind in (SetParameter, SetUnitProperty, SetUnitSetting, SetResourceLimit, ManualStep)
+    kind.type: kind for kind in (SetParameter, SetUnitProperty, SetUnitSetting, SetResourceLimit, MoveProcesses, ManualStep)
 }
 
 

@@ -46,6 +46,8 @@ class Step:
     exe: str
     cgroup: str
     is_remembered: bool = False
+    start_ticks: int = 0
+    is_workload: bool = False
 
     @property
     def unit(self) -> str:
@@ -76,6 +78,12 @@ class Way:
         """The nearest ancestor in another cgroup, if one is known."""
         last = self.steps[-1]
         return last if last.cgroup and last.cgroup != self.steps[0].cgroup else None
+
+    @property
+    def topmost(self) -> Step:
+        """The process of a workload nearest to the root that is in the same cgroup: with it all the others move."""
+        here = [step for step in self.steps if step.cgroup == self.steps[0].cgroup and not step.is_remembered]
+        return next((step for step in reversed(here) if step.is_workload and step.start_ticks), self.steps[0])
 
     @property
     def arrival(self) -> Arrival:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from triaged.model.cgroup import CgroupId, container_of, is_user_manager
 from triaged.model.facts import PlacementFacts
-from triaged.model.fix import Fix, ManualStep, SetUnitSetting
+from triaged.model.fix import Fix, ManualStep, MoveProcesses, SetUnitSetting
 from triaged.model.quoting import shown
 from triaged.model.subject import ProcessSubject
 from triaged.model.verdict import Evidence, Fine, Kind, Problem, Severity, Undecided, Verdict
@@ -69,6 +69,7 @@ def forbidden_slice(facts: PlacementFacts) -> Verdict:
                 (("systemd-run", "--scope", slice_option, *(tuple(who.argv[:1]) or ("go",)), "..."),),
             ),
         )
+        fixes = (*_move(facts, wanted.preferred_slice), *fixes)
         if cgroup.unit.endswith(".service") and not is_user_manager(path):
             risk = "the unit's next start brings it; a restart ends what runs in it"
             fixes += (SetUnitSetting(cgroup.unit, "Slice", wanted.preferred_slice, risk),)
@@ -76,6 +77,16 @@ def forbidden_slice(facts: PlacementFacts) -> Verdict:
         subject, f"{workload} runs in {where}{unit}, which policy {wanted.policy} forbids{better}", tuple(evidence), fixes,
         severity=wanted.severity, pid=who.pid, time_usec=when,
     )
+
+
+def _move(facts: PlacementFacts, slice_name: str) -> tuple[Fix, ...]:
+    if facts.way is None or is_user_manager(facts.process.cgroup):
+        return ()
+    top = facts.way.topmost
+    if not top.start_ticks:
+        return ()
+    risk = "limits of the new place hold from then on; memory that it has stays charged to the old one"
+    return (MoveProcesses(top.pid, top.start_ticks, slice_name, risk, top.cgroup),)
 
 
 def _way_evidence(way: Way, when: int) -> list[Evidence]:
