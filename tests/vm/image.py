@@ -38,6 +38,7 @@ PROGRAMS = {
 }
 INITRAMFS_MODULES = "virtio_pci virtio_blk virtio_console virtio_rng ext4"
 DISK_MIB = 4096
+KEPT_DAYS = 3
 # Nothing of this is under test, and each costs emulated seconds or moves while a test looks.
 MASKED_UNITS = (
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
@@ -79,7 +80,7 @@ def why_not() -> str:
 def image_key(suite: str) -> str:
     """Changes whenever something that goes into the image of the suite changes."""
     digest = hashlib.sha256(f"{suite} {run(QEMU, '--version')}".encode())
-    sources = [Path(__file__), HERE / "hardware.py", ROOT / "requirements/go.txt", *GUEST.iterdir(), *FAULTS.rglob("*")]
+    sources = [Path(__file__), HERE / "hardware.py", ROOT / "requirements/go.txt", *GUEST.iterdir(), FAULTS / "go.mod", *FAULTS.rglob("*.go")]
     for path in sorted(sources):
         if path.is_file():
             digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
@@ -252,8 +253,8 @@ def build_disk(suite: str, directory: Path, cache: Path) -> None:
             "-m", "0", "-F", "-d", root, directory / "disk.img")
 
 
-def forget_others(cache: Path, suite: str, keep: str) -> None:
-    """Older images of the suite are not used again; each is more than a gigabyte."""
-    for path in cache.glob(f"image-{suite}-*"):
-        if path.name != keep:
+def forget_old(cache: Path) -> None:
+    """Removes images that nobody used for some days; each is more than a gigabyte. Another checkout may be using its own."""
+    for path in cache.glob("image-*"):
+        if path.stat().st_mtime < time.time() - KEPT_DAYS * 86400:
             shutil.rmtree(path, ignore_errors=True)

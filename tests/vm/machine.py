@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 from hardware import Snapshot, qemu_command
-from image import WARM_UP, ImageError, build_disk, cache_directory, forget_others, image_key, locked, say
+from image import WARM_UP, ImageError, build_disk, cache_directory, forget_old, image_key, locked, say
 
 BOOT_TIMEOUT_S = 300.0
 FRAME = struct.Struct(">4sII")
@@ -303,7 +303,8 @@ def ensure_image(suite: str) -> Snapshot:
                     machine.close()
                 unfinished.directory.rename(directory)
             say(f"{suite}: built in {time.monotonic() - begun:.0f} s")
-            forget_others(cache, suite, name)
+        os.utime(directory)
+        forget_old(cache)
     return Snapshot(suite, directory)
 
 

@@ -98,7 +98,7 @@ def test_kill_9_loses_no_finding(machine: Machine) -> None:
 def test_a_state_file_cut_short_is_named_and_kept_aside(machine: Machine) -> None:
     break_a_parameter(machine)
     machine.run("systemctl stop triaged")
-    machine.run("for file in /var/lib/triaged/*; do truncate -s 40 $file; done")
+    machine.run("find /var/lib/triaged -type f -exec truncate --size=40 {} +")
     machine.run("systemctl start triaged")
     said = machine.run("journalctl -u triaged --no-pager -o cat --priority=warning").out
     assert "/var/lib/triaged/" in said
