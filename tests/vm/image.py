@@ -80,7 +80,8 @@ def why_not() -> str:
 def image_key(suite: str) -> str:
     """Changes whenever something that goes into the image of the suite changes."""
     digest = hashlib.sha256(f"{suite} {run(QEMU, '--version')}".encode())
-    sources = [Path(__file__), HERE / "hardware.py", ROOT / "requirements/go.txt", *GUEST.iterdir(), FAULTS / "go.mod", *FAULTS.rglob("*.go")]
+    own = [Path(__file__), HERE / "hardware.py", ROOT / "requirements/go.txt"]
+    sources = [*own, *GUEST.iterdir(), FAULTS / "go.mod", *FAULTS.rglob("*.go")]
     for path in sorted(sources):
         if path.is_file():
             digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
