@@ -71,7 +71,7 @@ async def test_errors_keep_their_kind_on_their_way(machine: Any, connection: Con
     with pytest.raises(FixUnknown):
         await fixer.undo("f", "", CALLER)
     with pytest.raises(FixRefused, match="not a parameter that triaged sets"):
-        await fixer.apply("f", SetParameter("kernel.core_pattern", "1"), CALLER)
+        await fixer.apply("f", SetParameter("kernel.modprobe", "1"), CALLER)
     resource.prlimit(limited, resource.RLIMIT_NOFILE, (70, HARD))
     with pytest.raises(FixStale, match="is 70"):
         await fixer.apply("f", fix_for(limited), CALLER)
