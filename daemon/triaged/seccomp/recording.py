@@ -15,6 +15,11 @@ from triaged.seccomp.syscalls import audit_arch_of, name_of
 # What ends a program, returns from a signal, or goes on after a stop; none of it happens in every run.
 START_AND_EXIT = ("execve", "exit", "exit_group", "restart_syscall", "rt_sigreturn")
 START_COMMENT = "start, end and signals of any program"
+# Whoever makes all of the first is a Go program (1.21 and later), and its runtime makes the second in some runs only: waiting on
+# the network poller, pre-empting a goroutine, giving memory back. Seen missing after one recording on 6.18, go1.27.3: epoll_pwait.
+GO_RUNTIME_MARK = frozenset({"epoll_create1", "eventfd2", "rt_sigprocmask", "sigaltstack"})
+GO_RUNTIME = ("epoll_ctl", "epoll_pwait", "futex", "getpid", "madvise", "munmap", "nanosleep", "sched_yield", "tgkill")
+GO_COMMENT = "Go's scheduler, memory and network poller: not in every run"
 
 
 @dataclass
@@ -44,7 +49,12 @@ class Recording:
     @property
     def names(self) -> frozenset[str]:
         """Every call that the profile has to speak of."""
-        return frozenset({*self.programs, *START_AND_EXIT})
+        return frozenset({*self.programs, *START_AND_EXIT, *self.of_a_runtime})
+
+    @property
+    def of_a_runtime(self) -> frozenset[str]:
+        """Calls that were not seen, but that a runtime which was seen makes in other runs."""
+        return frozenset(GO_RUNTIME) - self.programs.keys() if self.programs.keys() >= GO_RUNTIME_MARK else frozenset()
 
 
 def profile_of(recording: Recording, denial: Action, label: str) -> Profile:
@@ -62,6 +72,8 @@ def profile_of(recording: Recording, denial: Action, label: str) -> Profile:
     if "clone" in seen and not recording.makes_namespaces:
         rules.append(Rule(("clone",), ALLOW, (_no_namespaces(recording.arch),), comment=f"{label}: without new namespaces"))
         seen.discard("clone")
+    if recording.of_a_runtime:
+        rules.append(Rule(tuple(sorted(recording.of_a_runtime)), ALLOW, comment=GO_COMMENT))
     rest = seen - set(START_AND_EXIT)
     if rest:
         rules.append(Rule(tuple(sorted(rest)), ALLOW, comment=label))
@@ -71,6 +83,7 @@ def profile_of(recording: Recording, denial: Action, label: str) -> Profile:
 def drop_in_of(recording: Recording, denial: Action, label: str) -> str:
     """The same as SystemCallFilter= lines; these cannot test arguments."""
     comments = {name: START_COMMENT if name in START_AND_EXIT else label for name in recording.names}
+    comments.update(dict.fromkeys(recording.of_a_runtime, GO_COMMENT))
     return systemd_filter.written(recording.names, denial, comments)
 
 

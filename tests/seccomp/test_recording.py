@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from triaged.seccomp.action import Action, ActionKind
+from triaged.seccomp.recording import Recording, profile_of
+from triaged.seccomp.syscalls import number_of
+
+
+def test_what_a_go_runtime_does_only_in_some_runs_is_allowed_and_said() -> None:
+    recording = Recording("x86_64")
+    for name in ("epoll_create1", "eventfd2", "rt_sigprocmask", "sigaltstack", "write", "futex"):
+        number = number_of("x86_64", name)
+        assert number is not None
+        recording.add("plain.test", number)
+    rules = profile_of(recording, Action(ActionKind.ERRNO, 1), "plain").rules
+    runtime = next(rule for rule in rules if "not in every run" in rule.comment and "Go" in rule.comment)
+    assert {"epoll_pwait", "epoll_ctl", "tgkill", "sched_yield"} <= set(runtime.names)
+    assert "futex" not in runtime.names  # seen: it stands with the rest
+
+
+def test_a_program_without_the_marks_of_go_gets_nothing_added() -> None:
+    recording = Recording("x86_64")
+    number = number_of("x86_64", "epoll_create1")
+    assert number is not None
+    recording.add("server", number)
+    assert "epoll_pwait" not in recording.names
