@@ -9,11 +9,12 @@ import pytest
 
 from triaged.engine import Engine
 from triaged.model.cgroup import CgroupId
-from triaged.model.facts import CgroupLimit, ParameterFacts, PidsFacts, PlacementFacts, SubjectGone
+from triaged.model.facts import CgroupLimit, HeadroomFacts, ParameterFacts, PidsFacts, PlacementFacts, SubjectGone
 from triaged.model.finding import State
 from triaged.model.process import ProcessIdentity, WorkloadMatch
 from triaged.model.requirement import Operator, ParameterRequirement, PlacementRequirement
 from triaged.model.subject import CgroupSubject, HostSubject, ProcessSubject
+from triaged.model.usage import Usage
 from triaged.model.verdict import Fine, Kind, Problem, Severity, Undecided, Verdict
 from triaged.rules import RULES
 from triaged.rules.rule import Rule, rule
@@ -121,20 +122,23 @@ def test_two_rules_of_one_name_are_refused(store: Store) -> None:
         Engine((broken, broken), store)
 
 
-def test_a_cgroup_that_is_gone_closes_its_risks_and_keeps_its_hits(store: Store) -> None:
+def test_a_cgroup_that_is_gone_closes_its_lack_of_headroom_and_keeps_its_hits_and_what_its_runs_do(store: Store) -> None:
     engine = Engine(RULES, store)
     path = "/system.slice/ci.service"
     process = ProcessIdentity(7, 70, comm="go", exe="/usr/bin/go", cgroups={"": path}, workload=WorkloadMatch("go-test", "command"))
     engine.take(REFUSED)
     engine.take(PlacementFacts(process, PlacementRequirement("p", ("go-test",), ("system.slice",), why="w")))
+    limit = CgroupLimit(CgroupId(path), f"{path}/pids.max", 100, 90, "ci.service")
+    engine.take(HeadroomFacts(Usage("tasks", "pids.max", path, 90, 100), cgroup=limit))
     engine.take(PID_MAX)
     store.flush()
-    assert store.open_count == 3
+    assert store.open_count == 4
     engine.take(SubjectGone(cgroup=CgroupId(path)))
     store.flush()
     assert {finding.rule: finding.state for finding in store.findings()} == {
         "cgroup.pids.limit-hit": State.OPEN,
-        "placement.forbidden-slice": State.RESOLVED,
+        "headroom.nearly-used-up": State.RESOLVED,
+        "placement.forbidden-slice": State.OPEN,
         "sysctl.below-policy": State.OPEN,
     }
 

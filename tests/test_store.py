@@ -22,7 +22,16 @@ from triaged.changes import Change, Subscription, What
 from triaged.finding_files import finding_as_dict, finding_from_dict
 from triaged.model.cgroup import CgroupId
 from triaged.model.finding import Finding, State
-from triaged.model.fix import FIX_TYPES, Fix, ManualStep, SetParameter, SetResourceLimit, SetUnitProperty, SetUnitSetting
+from triaged.model.fix import (
+    FIX_TYPES,
+    Fix,
+    ManualStep,
+    MoveProcesses,
+    SetParameter,
+    SetResourceLimit,
+    SetUnitProperty,
+    SetUnitSetting,
+)
 from triaged.model.process import ProcessIdentity
 from triaged.model.subject import CgroupSubject, HostSubject, ProcessSubject
 from triaged.model.verdict import Evidence, Kind, Problem, Severity
@@ -705,6 +714,7 @@ _evidence = st.builds(
 _FIXES = {
     SetParameter: st.builds(SetParameter, _text, _text, st.booleans(), _text, _text),
     SetUnitProperty: st.builds(SetUnitProperty, _text, _text, _text, st.booleans(), _text),
+    MoveProcesses: st.builds(MoveProcesses, st.integers(), st.integers(), _text, _text, _text),
     SetUnitSetting: st.builds(SetUnitSetting, _text, _text, _text, _text),
     SetResourceLimit: st.builds(SetResourceLimit, st.integers(), st.integers(), _text, st.integers(), st.integers(), _text),
     ManualStep: st.builds(ManualStep, _text, _text, st.lists(st.lists(_text, max_size=2).map(tuple), max_size=2).map(tuple), _text),

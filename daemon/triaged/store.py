@@ -83,8 +83,12 @@ def _is_same(one: Finding, other: Finding) -> bool:
 
 
 def _places_of(finding: Finding) -> tuple[str, ...]:
-    """The process or cgroup with which a finding ends; what was hit stays."""
-    if finding.kind is Kind.HIT:
+    """The process or cgroup with which a finding ends; what was hit stays.
+
+    What is about all runs of a workload in a place stays too, until it expires: a run is over in seconds, its scope goes with it,
+    and the next one is started in the same way.
+    """
+    if finding.kind is Kind.HIT or finding.subject_key.startswith("workload:"):
         return ()
     places = [f"cgroup:{finding.subject['cgroup']}"] if finding.subject.get("cgroup") else []
     if finding.subject_key.startswith("process:"):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from triaged.config import config_paths
+from triaged.model.cgroup import CgroupId
 from triaged.model.facts import PlacementFacts, ResourceLimitFacts, SeccompFacts
 from triaged.model.fix import ManualStep, MoveProcesses, SetResourceLimit, SetUnitSetting
 from triaged.model.limit import UNLIMITED, Unknown
@@ -246,3 +247,18 @@ def test_the_whole_run_is_moved_and_not_one_test_binary_of_it() -> None:
     move = verdict.fixes[0]
     assert isinstance(move, MoveProcesses)
     assert (move.pid, move.start_ticks, move.slice, move.seen) == (76, 6, "ci.slice", "/default.slice/run.scope")
+
+
+@pytest.mark.parametrize(
+    ("path", "is_forbidden"),
+    [
+        ("/default.slice/run-r0123.scope", True), ("/default.slice/actions.runner.x.service", True), ("/init.scope", True),
+        ("/system.slice/run-r0123.scope", False), ("/system.slice/actions.runner.x.service", False),
+        ("/system.slice/sshd.service", True),
+    ],
+)
+def test_a_unit_that_may_run_tests_excuses_the_system_slice_only(path: str, is_forbidden: bool) -> None:
+    requirement = PlacementRequirement(
+        "p", ("go-test",), ("default.slice", "init.scope", "system.slice"), ("run-*.scope", "actions.runner.*.service")
+    )
+    assert requirement.forbids(CgroupId(path)) is is_forbidden

@@ -116,6 +116,9 @@ class ResourceLimitRequirement:
     origin: str = ""
 
 
+_SYSTEM_SLICES = ("system.slice", "system-*.slice")
+
+
 @dataclass(frozen=True)
 class PlacementRequirement:
     """Where processes of some workloads must not be. Patterns are glob patterns.
@@ -136,6 +139,11 @@ class PlacementRequirement:
     origin: str = ""
 
     def forbids(self, cgroup: CgroupId) -> bool:
-        """Whether it minds the slice, or the unit by name, and does not allow the unit all the same."""
+        """Whether it minds the slice, or the unit by name, and does not allow the unit all the same.
+
+        Allowed units are so among the system's services only: systemd-run calls its units run-*.scope in whatever slice, and one in
+        default.slice is in the wrong place whatever it is called.
+        """
         named = any(fnmatchcase(name, pattern) for name in (cgroup.slice, cgroup.unit) for pattern in self.forbidden_slices)
-        return named and not any(fnmatchcase(cgroup.unit, pattern) for pattern in self.allowed_units)
+        is_of_the_system = any(fnmatchcase(cgroup.slice, pattern) for pattern in _SYSTEM_SLICES)
+        return named and not (is_of_the_system and any(fnmatchcase(cgroup.unit, pattern) for pattern in self.allowed_units))
