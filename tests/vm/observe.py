@@ -24,7 +24,8 @@ def watch_signals(machine: Machine) -> None:
 
 def signals(machine: Machine, member: str) -> list[dict[str, Any]]:
     """The recorded signals of one name, oldest first."""
-    messages = [json.loads(line) for line in machine.get(SIGNALS).splitlines()]
+    # systemd 252 says "Monitoring bus message stream." in between.
+    messages = [json.loads(line) for line in machine.get(SIGNALS).splitlines() if line.startswith("{")]
     return [message for message in messages if message["member"] == member]
 
 
