@@ -25,7 +25,7 @@ def watch_signals(machine: Machine) -> None:
 def signals(machine: Machine, member: str) -> list[dict[str, Any]]:
     """The recorded signals of one name, oldest first."""
     # systemd 252 says "Monitoring bus message stream." in between.
-    messages = [json.loads(line) for line in machine.get(SIGNALS).splitlines() if line.startswith("{")]
+    messages = [json.loads(line) for line in machine.get(SIGNALS).splitlines() if line.startswith(b"{")]
     return [message for message in messages if message["member"] == member]
 
 
