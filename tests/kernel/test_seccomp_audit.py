@@ -115,8 +115,11 @@ async def test_a_storm_is_few_facts_and_every_record_is_counted(host: KernelPath
             except BlockingIOError:
                 break
             sent += 1
-        counted += (await fed.next()).records
+        fact = await fed.next()
+        counted += fact.records
         facts += 1
+        assert bool(fact.interval_usec) is (facts > 1)  # a stream has a rate, its beginning none
+        assert fact.interval_usec < 1_000_000
     assert counted == sent == fed.source.status.counters["records"] == 3000
     assert facts < 500
     await fed.close()

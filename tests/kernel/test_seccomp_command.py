@@ -2,12 +2,14 @@
 """`triagectl seccomp run`, `dump` and `record` on real processes."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,67 @@ def test_record_ends_a_command_that_hangs(tmp_path: Path) -> None:
     done = triagectl("record", "--method", "ptrace", "--timeout", "1", "--", "sleep", "60")
     assert done.returncode == 2
     assert "was ended after 1 s" in done.stderr
+
+
+def processes_of(words: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                if command == words:
+                    found.append(entry.name)
+    return found
+
+
+@pytest.mark.parametrize("method", ["auto", "ptrace", "audit"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_record_takes_its_command_with_it_when_it_is_told_to_end(method: str, number: int) -> None:
+    seconds = 10_000 + os.getpid() % 10_000 + number
+    argv = [sys.executable, "-m", "triaged.cli.seccomp", "record", "--method", method, "--", "sh", "-c", f"sleep {seconds}; true"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, env=ENVIRONMENT)
+    wait_for(lambda: bool(processes_of(f"sleep {seconds}")))
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    wait_for(lambda: not processes_of(f"sleep {seconds}"))
+
+
+def test_record_ends_all_that_a_command_started_when_its_time_is_over() -> None:
+    seconds = 20_000 + os.getpid() % 10_000
+    argv = [sys.executable, "-m", "triaged.cli.seccomp", "record", "--timeout", "1", "--", "sh", "-c", f"sleep {seconds}; true"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT)
+    assert "was ended after 1 s" in done.stderr
+    wait_for(lambda: not processes_of(f"sleep {seconds}"))
+
+
+def test_run_hands_on_what_tells_it_to_end() -> None:
+    seconds = 30_000 + os.getpid() % 10_000
+    argv = [sys.executable, "-m", "triaged.cli.seccomp", "run", "--profile", "docker", "--", "sleep", str(seconds)]
+    process = subprocess.Popen(argv, env=ENVIRONMENT)
+    wait_for(lambda: bool(processes_of(f"sleep {seconds}")))
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert processes_of(f"sleep {seconds}") == []
+
+
+def wait_for(what: Callable[[], bool], within_s: float = 20.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("words", [
+    ["record", "-o", "/does/not/exist/profile.json", "--", "sh", "-c", "touch {}"], ["record", "-o", "/tmp", "--", "touch", "{}"],
+    ["record", "--runs", "0", "--", "touch", "{}"], ["record", "--timeout", "-1", "--", "touch", "{}"],
+    ["record", "--timeout", "nan", "--", "touch", "{}"], ["dump", "0"], ["dump", "-5"], ["dump", "999999999"], ["dump", "x"],
+])  # fmt: skip
+def test_what_makes_no_sense_is_refused_before_anything_runs(words: list[str], tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    argv = [sys.executable, "-m", "triaged.cli.seccomp", *(word.format(made) for word in words)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT)
+    assert done.returncode == 2
+    assert done.stderr
+    assert "Traceback" not in done.stderr
+    assert not made.exists()

@@ -163,7 +163,7 @@ def test_a_process_that_does_not_stop_is_let_go(monkeypatch: pytest.MonkeyPatch)
     with sleeping(LoadedFilter(ALLOW_ALL.packed())) as pid:
         from triaged.kernel import ptrace
 
-        monkeypatch.setattr(ptrace.os, "waitpid", lambda *_: (0, 0))
+        monkeypatch.setattr(ptrace.os, "waitid", lambda *_: None)
         with pytest.raises(KernelError, match="did not stop"):
             read_filters(PATHS, pid, timeout_s=0.05)
         monkeypatch.undo()

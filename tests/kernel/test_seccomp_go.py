@@ -95,7 +95,7 @@ def test_a_recorded_profile_runs_the_shape_ten_times(shape: Shape, go: Go) -> No
     for _ in range(RUNS):
         done = go.triagectl("run", "--profile", str(path), "--", *argv)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert len(allowed_by(path)) < 60
+    assert len(allowed_by(path)) < 75  # with what container runtimes call before
 
 
 @pytest.mark.parametrize("method", ["tracefs", "audit", "ptrace"])

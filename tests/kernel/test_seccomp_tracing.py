@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -80,6 +82,37 @@ def test_a_call_that_seccomp_refused_has_an_end_and_no_beginning(action: Action,
     refused = [call for call in calls if call.value is not None]
     assert [(call.number, call.value) for call in refused] == [(number, number if value is None else value)]
     assert not [call for call in calls if call.number == number and call.value is None]
+
+
+@pytest.fixture(scope="module")
+def children(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A program that makes a task in the way that it is told."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+    path = tmp_path_factory.mktemp("children") / "children"
+    subprocess.run(["gcc", "-O1", "-Wall", "-Werror", "-o", path, Path(__file__).with_name("children.c")], check=True)
+    return str(path)
+
+
+@needs_root
+@pytest.mark.parametrize("way", ["fork", "vfork", "clone-vfork", "clone3", "clone3-vfork", "thread"])
+@pytest.mark.parametrize(
+    "action", [EPERM, ENOSYS, Action(ActionKind.TRAP), Action(ActionKind.KILL_THREAD), Action(ActionKind.KILL_PROCESS)], ids=str
+)
+def test_the_refused_first_call_of_a_new_task_is_told_however_the_task_was_made(children: str, way: str, action: Action) -> None:
+    number = number_of(ARCH, "getppid")
+    assert number is not None
+    observation, calls = watched(Method.TRACEFS, [children, way], refusing(action, "getppid"))
+    if way == "thread" and action.kind in (ActionKind.KILL_PROCESS, ActionKind.TRAP):
+        assert os.WTERMSIG(observation.status) == signal.SIGSYS  # the whole process
+    else:
+        assert observation.status == 0
+    value = -action.data if action.kind is ActionKind.ERRNO else number
+    assert [(call.number, call.value) for call in calls if call.value is not None] == [(number, value)]
+    assert not [call for call in calls if call.number == number and call.value is None]
+    _, calls = watched(Method.TRACEFS, [children, way], refusing(action, "bpf"))
+    assert [call for call in calls if call.value is not None] == []
+    assert [call.number for call in calls].count(number) == 1
 
 
 @needs_root

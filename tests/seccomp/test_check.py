@@ -69,6 +69,21 @@ def test_a_probed_call_may_be_denied_but_not_killed() -> None:
         assert outcome(judged({"getpid": action}), "getpid")[0] is Outcome.BREAKS
 
 
+def test_what_is_done_without_alone_but_not_together_is_not_called_harmless() -> None:
+    measured = {**MEASURED, "part": [{**MEASURED["part"][0], "tolerates-enosys-together": False}]}  # type: ignore[dict-item]
+    needs = needs_from(measured, DESCRIBED, "test")
+
+    def found(*denied: str) -> CheckResult:
+        return check_workload(lambda call: ((ENOSYS if call in denied else ALLOW, ""),), needs, "w")
+
+    assert outcome(found("getpid"), "getpid") == (Outcome.HARMLESS, "")
+    both = found("getpid", "clone3")
+    assert {outcome(both, call)[0] for call in ("getpid", "clone3")} == {Outcome.DEPENDS}
+    assert "not together" in outcome(both, "getpid")[1]
+    assert both.works  # it is not known to break
+    assert outcome(judged({"getpid": ENOSYS, "clone3": ENOSYS}), "getpid")[0] is Outcome.HARMLESS
+
+
 def test_the_errno_decides_for_clone3_and_fallocate() -> None:
     assert outcome(judged({"clone3": ENOSYS}), "clone3")[0] is Outcome.HARMLESS
     assert outcome(judged({"clone3": EPERM}), "clone3") == (Outcome.BREAKS, "pthread_create failed")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from triaged.cli.seccomp import main
-from triaged.cli.seccomp_data import default_names, read_default, read_needs, recognise
+from triaged.cli.seccomp_data import default_names, read_default, recognise
+from triaged.errors import ConfigError
 from triaged.seccomp.oci import parse_profile, written
+from triaged.workload_needs import measured_toolchains, nearest_toolchain, read_needs
 
 EIGHT = ["mmap", "mprotect", "clone", "futex", "epoll_wait", "read", "write", "clock_gettime"]
 Capture = pytest.CaptureFixture[str]
@@ -21,13 +24,47 @@ def profile(path: Path, *names: str, **fields: object) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("toolchain", measured_toolchains())
 @pytest.mark.parametrize("name", default_names())
-def test_every_workload_works_under_the_default_profiles(name: str, capsys: Capture) -> None:
-    assert main(["check", name, "--workload", "all", "--kernel", "6.12", "--json"]) == 0
+def test_every_workload_works_under_the_default_profiles(name: str, toolchain: str, capsys: Capture) -> None:
+    assert main(["check", name, "--workload", "all", "--kernel", "6.12", "--json", "--toolchain", toolchain]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["default_profile"] == {"name": name, "added": [], "removed": []}
+    assert document["default_profile"] == {"name": name, "added": [], "removed": [], "rules": []}
+    refused = {feature["name"]: feature for feature in document["features"]}
+    assert ("user-namespace" in refused) is (not name.startswith("podman"))  # whose default lets everybody make namespaces
+    if "user-namespace" in refused:
+        assert "fork/exec PATH: operation not permitted" in refused["user-namespace"]["sentence"]
+        assert refused["unshare"]["gates"] == ["allowed only with CAP_SYS_ADMIN"]
+        assert refused["user-namespace"]["gates"] == ["allowed only with CAP_SYS_ADMIN"]  # and no word of s390
     assert len(document["workloads"]) == len(read_needs().workloads)
     assert all(workload["works"] and len(workload["calls"]) > 25 for workload in document["workloads"])
+
+
+def test_each_measured_toolchain_is_complete_and_a_version_gets_the_nearest() -> None:
+    measured = measured_toolchains()
+    assert {"go1.19", "go1.24", "go1.27"} <= set(measured)
+    for toolchain in measured:
+        needs = read_needs(toolchain)
+        assert needs.toolchain.startswith(toolchain + ".")
+        assert needs.source
+        for name in needs.workloads:
+            assert {"execve", "futex", "mmap"} <= needs.required_by(name), (toolchain, name)
+            assert len(needs.required_by(name)) < len(needs.calls_of(name))
+    assert "wait4" in read_needs("go1.19").calls_of("go-exec-binary")  # waitid with a pidfd came later
+    assert [nearest_toolchain(version) for version in ("go1.24.4", "go1.18", "go1.25.1", "go1.99", "devel", "")] == [
+        "go1.24", "go1.19", measured[measured.index("go1.24") + 1], measured[-1], measured[-1], measured[-1]
+    ]
+    with pytest.raises(ConfigError, match=r"'go1\.2' was not measured"):
+        read_needs("go1.2")
+
+
+def test_a_check_may_be_for_an_older_toolchain(tmp_path: Path, capsys: Capture) -> None:
+    path = profile(tmp_path / "new.json", *sorted(read_needs("go1.27").calls_of("go-exec-binary")))
+    assert main(["check", path, "--workload", "go-exec-binary"]) == 0
+    main(["check", path, "--workload", "go-exec-binary", "--toolchain", "go1.19", "--runtime", "podman"])
+    said = capsys.readouterr().out
+    assert "(go1.19." in said
+    assert "pipe2" in said or "getrlimit" in said
 
 
 def test_the_popular_list_of_eight_starts_nothing_and_what_is_missing_is_named(tmp_path: Path, capsys: Capture) -> None:
@@ -78,8 +115,19 @@ def test_a_changed_default_is_recognised_with_its_difference(tmp_path: Path, cap
     assert found is not None
     assert (found.name, found.added, found.removed) == ("docker-26.1", (), ("bind",))
     assert main(["check", str(path), "--workload", "go-http-binary"]) == 1
+    assert "default profile of docker 26.1 with differences:\n  - bind: is allowed\n" in capsys.readouterr().out
+
+
+def test_the_difference_says_what_the_defaults_rules_depend_on(tmp_path: Path, capsys: Capture) -> None:
+    profile = read_default("docker-26.1")
+    without = tuple(rule for rule in profile.rules if not {"clone", "ptrace"} & set(rule.names) or len(rule.names) > 20)
+    path = tmp_path / "mine.json"
+    path.write_text(written(replace(profile, rules=without)))
+    main(["check", str(path), "--workload", "go-test-binary"])
     said = capsys.readouterr().out
-    assert "default profile of docker 26.1 with differences:\n  - rules for bind" in said
+    assert "  - clone: is allowed if args[0] & 0x7e020000 == 0x0, not with CAP_SYS_ADMIN" in said.replace("\n      ", " ")
+    assert "  - ptrace: is allowed, only with CAP_SYS_PTRACE" in said or "  - ptrace: is allowed, only with" in said
+
 
 
 def test_a_fix_is_written_that_makes_it_work(tmp_path: Path, capsys: Capture) -> None:
@@ -102,7 +150,7 @@ def test_a_fix_is_written_that_makes_it_work(tmp_path: Path, capsys: Capture) ->
         (["run", "--profile", "docker"], "no command"), (["record", "--"], "no command"),
         (["record", "--deny", "EWHAT", "--", "true"], "unknown errno"),
         (["run", "--profile", "docker", "--", "/no/such"], "not found"),
-        (["dump", "999999999"], "gone"),
+        (["dump", "999999999"], "there is none"),
     ],
 )
 def test_what_cannot_be_done_is_said_with_status_2(words: list[str], text: str, capsys: Capture) -> None:

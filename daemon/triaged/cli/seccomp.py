@@ -36,6 +36,22 @@ def add_parser(subparsers: Subparsers) -> None:
     _add_merge(actions)
 
 
+def _count(word: str) -> int:
+    if not word.isascii() or not word.isdecimal() or not 0 < int(word) < 1 << 31:
+        raise argparse.ArgumentTypeError(f"a number from 1 up is wanted, not {word!r}")
+    return int(word)
+
+
+def _seconds(word: str) -> float:
+    try:
+        seconds = float(word)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e7:
+        raise argparse.ArgumentTypeError(f"a number of seconds is wanted, not {word!r}")
+    return seconds
+
+
 def _profile_setting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", metavar="ARCH", help="the machine's architecture (default: this machine's)")
     parser.add_argument(
@@ -44,6 +60,12 @@ def _profile_setting(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--kernel", metavar="VERSION", default="", help="the kernel: 6.12 (default: this one)")
     parser.add_argument("--runtime", choices=RUNTIMES, default="docker", help="what applies the profile (default: docker)")
+
+
+def _toolchain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--toolchain", metavar="GO", default="", help="needs as measured with this toolchain: go1.19 (default: the newest)"
+    )
 
 
 def _add_check(actions: Subparsers) -> None:
@@ -55,6 +77,7 @@ def _add_check(actions: Subparsers) -> None:
     )
     parser.add_argument("profile", metavar="PROFILE")
     parser.add_argument("--workload", metavar="NAMES", default="go-test", help="workloads, with commas, or all (default: go-test)")
+    _toolchain(parser)
     _profile_setting(parser)
     parser.add_argument("--fix", metavar="FILE", help="write a profile under which the workloads work to FILE")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the calls that are allowed, too")
@@ -65,10 +88,12 @@ def _add_dump(actions: Subparsers) -> None:
     parser = actions.add_parser(
         "dump", help="what the filters of a process answer",
         description="Reads the filters out of a process, newest first, and says which calls they refuse. Needs root, and must not "
-                    "run under a filter itself. The process stands still for less than a millisecond.",
+                    "run under a filter itself; other users get from triaged, about their own processes, what that does to "
+                    "workloads. The process stands still for less than a millisecond.",
     )
-    parser.add_argument("pid", metavar="PID", type=int)
+    parser.add_argument("pid", metavar="PID", type=_count)
     parser.add_argument("--workload", metavar="NAMES", default="", help="hold the filters against workloads, with commas, or all")
+    _toolchain(parser)
     parser.add_argument("--call", metavar="NAME", action="append", default=[], help="only this call (may be given again)")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the filters to FILE.0 (the newest), FILE.1, ...")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -106,12 +131,15 @@ def _add_record(actions: Subparsers) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", default="-", help="where the profile goes (default: standard output)")
     parser.add_argument("--format", choices=("oci", "systemd"), default="oci", help="OCI JSON, or a drop-in with SystemCallFilter=")
     parser.add_argument("--base", metavar="PROFILE", help="give the difference to this profile; with -o write it, extended")
+    parser.add_argument(
+        "--bare", action="store_true", help="leave out what a container runtime calls before it starts the command"
+    )
     parser.add_argument("--method", choices=METHODS, default="auto", help="how to observe (default: the best that is to be had)")
     parser.add_argument("--deny", metavar="ERRNO", default="EPERM", help="what other calls get: an errno, or kill (default: EPERM)")
-    parser.add_argument("--runs", metavar="N", type=int, default=1, help="how often to observe before the profile is tried")
-    parser.add_argument("--tries", metavar="N", type=int, default=5, help="how often the profile is tried and corrected")
+    parser.add_argument("--runs", metavar="N", type=_count, default=1, help="how often to observe before the profile is tried")
+    parser.add_argument("--tries", metavar="N", type=_count, default=5, help="how often the profile is tried and corrected")
     parser.add_argument("--no-verify", action="store_true", help="do not run the command again under the profile")
-    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=600, help="for each run (default: 600)")
+    parser.add_argument("--timeout", metavar="SECONDS", type=_seconds, default=600, help="for each run (default: 600)")
     parser.add_argument("--workload", metavar="NAME", default="", help="name to note the calls under (default: the command's)")
     parser.add_argument("command_line", metavar="COMMAND", nargs=argparse.REMAINDER)
 

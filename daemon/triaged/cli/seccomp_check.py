@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from triaged.cli import seccomp_data as data
@@ -14,14 +16,18 @@ from triaged.cli.style import safe, wrapped
 from triaged.errors import ConfigError
 from triaged.seccomp import oci, proposal
 from triaged.seccomp.action import Action
+from triaged.seccomp.assessment import DeniedFeature, denied_features
 from triaged.seccomp.check import CallVerdict, CheckResult, Outcome, check_workload, policy_answers
 from triaged.seccomp.needs import Needs
 from triaged.seccomp.oci import Profile, Setting
 from triaged.seccomp.policy import Policy
 from triaged.seccomp.syscalls import ARCHES, audit_arch_of, native_arch, number_of
 from triaged.seccomp.systemd_filter import SystemdFilter
+from triaged.workload_needs import read_needs, workloads_of
 
 _WIDTH = 110
+_DIFFERENCES_SHOWN = 40
+GatedFeature = tuple[DeniedFeature, tuple[str, ...]]  # and what would let it through
 _HEADINGS = {
     Outcome.BREAKS: "denied, and the workload does not work without",
     Outcome.DEPENDS: "depends on arguments, a supervisor, or what was not measured",
@@ -38,18 +44,6 @@ def setting_of(args: argparse.Namespace) -> Setting:
     return data.setting_for(arch, args.caps, args.kernel, args.runtime)
 
 
-def workloads_of(needs: Needs, words: str) -> tuple[str, ...]:
-    """The workloads that `--workload` names. Raises: ConfigError."""
-    if words == "all":
-        return tuple(needs.workloads)
-    names = tuple(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
-    unknown = [name for name in names if name not in needs.workloads]
-    if unknown or not names:
-        what = f"unknown workload {unknown[0]!r}" if unknown else "names no workload"
-        raise ConfigError("--workload", 0, what, f"known are all, {', '.join(needs.workloads)}")
-    return names
-
-
 def checked(policy: Policy, needs: Needs, workload: str, setting: Setting,
             gates_of: Callable[[str], tuple[str, ...]] = lambda call: ()) -> CheckResult:
     """A resolved profile held against one workload."""
@@ -62,13 +56,24 @@ def checked(policy: Policy, needs: Needs, workload: str, setting: Setting,
         lambda call: policy_answers(arch_policy, policy.foreign, setting.arch, call), needs, workload, gates_of, decide)
 
 
+def refused_features(policy: Policy, needs: Needs, setting: Setting) -> tuple[DeniedFeature, ...]:
+    """What some packages do besides, and a resolved profile refuses."""
+    def decide(call: str, arguments: tuple[int, ...]) -> Action:
+        return policy.action(audit_arch_of(setting.arch), number_of(setting.arch, call) or 0, arguments)
+
+    return denied_features(needs, setting.arch, decide)
+
+
 def gates_in(profile: Profile | SystemdFilter, setting: Setting) -> Callable[[str], tuple[str, ...]]:
     """What makes a profile's rules for a call not count in this setting."""
     if isinstance(profile, SystemdFilter):
         return lambda call: ()
     inactive: dict[str, list[str]] = {}
+    # What a person can change: capabilities and kernel. A rule for another architecture helps nobody here.
+    others = [replace(setting, capabilities=held, kernel=(99, 0)) for held in (frozenset[str](), data.every_capability())]
     for rule in profile.rules:
-        if rule.action.is_allowed and not oci.is_active(rule, setting):
+        could_be = any(oci.is_active(rule, other) for other in others)
+        if rule.action.is_allowed and could_be and not oci.is_active(rule, setting):
             for name in rule.names:
                 inactive.setdefault(name, []).append("allowed " + oci.gate_text(rule))
     return lambda call: tuple(dict.fromkeys(inactive.get(call, ())))
@@ -77,20 +82,23 @@ def gates_in(profile: Profile | SystemdFilter, setting: Setting) -> Callable[[st
 def run_check(args: argparse.Namespace) -> int:
     """Checks. The exit status is 1 where a workload breaks. Raises: ConfigError."""
     setting = setting_of(args)
-    needs = data.read_needs()
+    needs = read_needs(args.toolchain)
     names = workloads_of(needs, args.workload)
     profile = data.read_profile(args.profile)
     policy = data.resolved(profile, setting)
     results = [checked(policy, needs, name, setting, gates_in(profile, setting)) for name in names]
     recognised = data.recognise(profile) if isinstance(profile, Profile) else None
+    features = [(denied, gates_in(profile, setting)(denied.feature.call)) for denied in refused_features(policy, needs, setting)]
     fix = _proposed(profile, results, needs, setting, args.fix or "triaged-seccomp.json")
+    if args.fix and not fix:
+        print(f"triagectl: nothing to fix: {safe(args.fix)} was not written", file=sys.stderr)
     if args.fix and fix:
         with open(args.fix, "w", encoding="utf-8") as file:
             file.write(fix.text)
     if args.json:
-        print(json.dumps(_document(args, setting, needs, recognised, results, fix), indent=2))
+        print(json.dumps(_document(args, setting, needs, recognised, results, fix, features), indent=2))
     else:
-        for line in _report(args, setting, needs, recognised, results, fix, isinstance(profile, Profile)):
+        for line in _report(args, setting, needs, recognised, results, fix, features, isinstance(profile, Profile)):
             print(line)
     return ExitStatus.FINE if all(result.works for result in results) else ExitStatus.FOUND
 
@@ -115,7 +123,8 @@ def _proposed(
 
 
 def _report(args: argparse.Namespace, setting: Setting, needs: Needs, recognised: data.Recognised | None,
-            results: Sequence[CheckResult], fix: proposal.Proposal | None, is_oci: bool) -> list[str]:
+            results: Sequence[CheckResult], fix: proposal.Proposal | None, features: Sequence[GatedFeature],
+            is_oci: bool) -> list[str]:
     kernel = ".".join(str(part) for part in setting.kernel)
     where = f"kernel {kernel}, {len(setting.capabilities)} capabilities, {setting.runtime}" if is_oci else "systemd"
     out = [f"{safe(args.profile)} on {setting.arch}, {where}"]
@@ -142,6 +151,10 @@ def _report(args: argparse.Namespace, setting: Setting, needs: Needs, recognised
             f"{counts[Outcome.BREAKS]} denied and needed, {counts[Outcome.HARMLESS]} denied and only probed, "
             f"{counts[Outcome.DEPENDS]} depend"
         )
+    if features:
+        out += ["", "what some packages do besides, and this profile refuses:"]
+    for denied, gates in features:
+        out += wrapped(safe("; ".join((denied.sentence, *gates))), _WIDTH, "  ", "    ")
     out += ["", f"what the workloads need was measured: {needs.source}"]
     if fix:
         out += ["", "To make it work:"]
@@ -159,9 +172,10 @@ def _difference(recognised: data.Recognised) -> list[str]:
     if not recognised.added and not recognised.removed:
         return [f"this is the default profile of {runtime} {version}"]
     out = [f"this is the default profile of {runtime} {version} with differences:"]
-    for sign, names in (("+", recognised.added), ("-", recognised.removed)):
-        out += wrapped(safe(", ".join(names)), _WIDTH, f"  {sign} rules for ") if names else []
-    return out
+    for sign, call, text in recognised.rules[:_DIFFERENCES_SHOWN]:
+        out += wrapped(safe(text), _WIDTH, f"  {sign} {safe(call)}: ", "      ")
+    more = len(recognised.rules) - _DIFFERENCES_SHOWN
+    return [*out, f"  and {more} more (--json has all)"] if more > 0 else out
 
 
 def _lines(verdict: CallVerdict) -> list[str]:
@@ -177,7 +191,7 @@ def _lines(verdict: CallVerdict) -> list[str]:
 
 
 def _document(args: argparse.Namespace, setting: Setting, needs: Needs, recognised: data.Recognised | None,
-              results: Sequence[CheckResult], fix: proposal.Proposal | None) -> dict[str, Any]:
+              results: Sequence[CheckResult], fix: proposal.Proposal | None, features: Sequence[GatedFeature]) -> dict[str, Any]:
     return {
         "profile": args.profile,
         "arch": setting.arch,
@@ -185,7 +199,8 @@ def _document(args: argparse.Namespace, setting: Setting, needs: Needs, recognis
         "capabilities": sorted(setting.capabilities),
         "runtime": setting.runtime,
         "default_profile": None if recognised is None else {
-            "name": recognised.name, "added": list(recognised.added), "removed": list(recognised.removed)},
+            "name": recognised.name, "added": list(recognised.added), "removed": list(recognised.removed),
+            "rules": [{"sign": sign, "call": call, "rule": text} for sign, call, text in recognised.rules]},
         "needs": {"toolchain": needs.toolchain, "source": needs.source},
         "workloads": [
             {
@@ -201,6 +216,11 @@ def _document(args: argparse.Namespace, setting: Setting, needs: Needs, recognis
                 ],
             }
             for result in results
+        ],
+        "features": [
+            {"name": denied.feature.name, "call": denied.feature.written, "action": str(denied.action), "sentence": denied.sentence,
+             "gates": list(gates)}
+            for denied, gates in features
         ],
         "fix": None if fix is None else {
             "calls": list(fix.calls), "profile": fix.text, "diff": fix.diff,

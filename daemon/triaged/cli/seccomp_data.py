@@ -7,47 +7,15 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass, replace
 
-from triaged.data import find_data
 from triaged.errors import ConfigError
 from triaged.seccomp import oci, systemd_filter
-from triaged.seccomp.needs import Needs, needs_from
 from triaged.seccomp.policy import Policy
-from triaged.toml_document import read_document
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from triaged.workload_needs import data_directory
 
 MAX_PROFILE_BYTES = 4 << 20
 CAPABILITIES_NONE, CAPABILITIES_DEFAULT, CAPABILITIES_ALL = "none", "default", "all"
-
-
-def data_directory() -> str:
-    """Where the data about seccomp is. Raises: ConfigError."""
-    return os.path.join(os.path.dirname(find_data().policies), "seccomp")
-
-
-def read_needs() -> Needs:
-    """What workloads need, as measured with the newest toolchain that data is there for. Raises: ConfigError."""
-    directory = data_directory()
-    measured = sorted(
-        (name for name in os.listdir(directory) if re.fullmatch(r"go-\d[\d.]*\.toml", name)),
-        key=lambda name: [int(part) for part in re.findall(r"\d+", name)],
-    )
-    if not measured:
-        raise ConfigError(directory, 0, "has no measured needs (go-VERSION.toml)", "install the package anew")
-    path = os.path.join(directory, measured[-1])
-    described = read_document(os.path.join(directory, "go-workloads.toml"))
-    try:
-        with open(path, "rb") as file:
-            table = tomllib.load(file)  # made by a script: no person looks for its lines, and finding them takes most of the time
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(path, 0, f"cannot be read: {error}") from error
-    return needs_from(table, described.data, path)
 
 
 def read_groups() -> systemd_filter.Groups:
@@ -105,11 +73,16 @@ def read_profile(name: str) -> oci.Profile | systemd_filter.SystemdFilter:
 
 @dataclass(frozen=True)
 class Recognised:
-    """The default profile that a profile is, or comes near to. `added` and `removed` are the calls of rules that differ."""
+    """The default profile that a profile is, or comes near to. `added` and `removed` are the calls of rules that differ.
+
+    `rules` says of each such call what the rules are that only this profile ("+") or only the default ("-") has, with what they
+    depend on: arguments, capabilities, kernel versions.
+    """
 
     name: str
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    rules: tuple[tuple[str, str, str], ...] = ()
 
 
 def recognise(profile: oci.Profile) -> Recognised | None:
@@ -121,7 +94,8 @@ def recognise(profile: oci.Profile) -> Recognised | None:
         theirs = _fingerprint(default)
         if profile.default != default.default or len(own & theirs) < 0.9 * max(len(own), len(theirs)):
             continue
-        found = Recognised(name, _names(own - theirs), _names(theirs - own))
+        rules = (*_told("+", own - theirs), *_told("-", theirs - own))
+        found = Recognised(name, _names(own - theirs), _names(theirs - own), rules)
         if best is None or len(found.added) + len(found.removed) <= len(best.added) + len(best.removed):
             best = found
     return best
@@ -131,8 +105,23 @@ def _fingerprint(profile: oci.Profile) -> set[tuple[str, oci.Rule]]:
     return {(name, replace(rule, names=(), comment="")) for rule in profile.rules for name in rule.names}
 
 
+def _told(sign: str, rules: set[tuple[str, oci.Rule]]) -> tuple[tuple[str, str, str], ...]:
+    """Each differing rule as (sign, call, what it does and when)."""
+    out = []
+    for name, rule in sorted(rules, key=lambda item: (item[0], str(item[1]))):
+        conditions = " and ".join(str(condition) for condition in rule.conditions)
+        gate = oci.gate_text(rule)
+        out.append((sign, name, rule.action.effect + (f" if {conditions}" if conditions else "") + (f", {gate}" if gate else "")))
+    return tuple(out)
+
+
 def _names(rules: set[tuple[str, oci.Rule]]) -> tuple[str, ...]:
     return tuple(sorted({name for name, _ in rules}))
+
+
+def every_capability() -> frozenset[str]:
+    """The names of all capabilities."""
+    return frozenset({"CAP_" + word for word in _CAPABILITIES})
 
 
 def setting_for(arch: str, capabilities: str, kernel: str, runtime: str) -> oci.Setting:
@@ -144,7 +133,7 @@ def setting_for(arch: str, capabilities: str, kernel: str, runtime: str) -> oci.
     if capabilities == CAPABILITIES_DEFAULT:
         held = oci.DEFAULT_CAPABILITIES
     elif capabilities == CAPABILITIES_ALL:
-        held = frozenset({"CAP_" + word for word in _CAPABILITIES})
+        held = every_capability()
     elif capabilities == CAPABILITIES_NONE:
         held = frozenset()
     else:

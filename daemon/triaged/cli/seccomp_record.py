@@ -6,8 +6,9 @@ import argparse
 import difflib
 import errno
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from triaged.cli import seccomp_data as data
@@ -25,6 +26,7 @@ from triaged.seccomp.oci import Profile, Setting
 from triaged.seccomp.policy import Policy
 from triaged.seccomp.recording import Recording
 from triaged.seccomp.syscalls import audit_arch_of, name_of, native_arch, number_of
+from triaged.workload_needs import read_runtime_calls
 
 
 def _say(text: str) -> None:
@@ -114,11 +116,12 @@ class Target:
     label: str
     setting: Setting
     base: Profile | None = None
+    runtimes: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def profile(self, found: Recording) -> Profile:
         """The OCI profile (for systemd the one that is tried has the same calls)."""
         if self.base is None:
-            return recording.profile_of(found, self.denial, self.label)
+            return recording.profile_of(found, self.denial, self.label, self.runtimes)
         missing = recording.missing_from(oci.resolved(self.base, self.setting), found)
         return proposal.extended(self.base, missing, self.setting, f"needed by {self.label}") if missing else self.base
 
@@ -141,6 +144,15 @@ class Target:
 
 def run_record(args: argparse.Namespace) -> int:
     """Records. The exit status is 1 where no profile was found under which the command passes. Raises TriagedError."""
+    _check_writable(args.output)
+    before = signal.signal(signal.SIGTERM, _told_to_end)
+    try:
+        return _recorded(args)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _recorded(args: argparse.Namespace) -> int:
     arch = native_arch()
     if args.base and args.format == "systemd":
         raise ConfigError("--base", 0, "is for OCI profiles")
@@ -150,7 +162,8 @@ def run_record(args: argparse.Namespace) -> int:
     setting = data.setting_for(arch, "default", "", "docker")
     if base is None:  # a profile of our own says all; runc's rule for newer calls would only hide what it leaves out
         setting = replace(setting, low_level="crun")
-    target = Target(args.format, denial_of(args.deny), args.workload or label_of(args.command_line), setting, base)
+    runtimes = {} if args.bare else read_runtime_calls(arch)
+    target = Target(args.format, denial_of(args.deny), args.workload or label_of(args.command_line), setting, base, runtimes)
     method = None if args.method == "auto" else Method(args.method)
     recorder = Recorder(args.command_line, method, args.timeout, Recording(arch))
     status = 0
@@ -170,6 +183,19 @@ def run_record(args: argparse.Namespace) -> int:
         passes = _verify(recorder, target, status, max(args.tries, 1))
     _write(args, target, recorder.found)
     return ExitStatus.FINE if passes else ExitStatus.FOUND
+
+
+def _told_to_end(number: int, _: object) -> None:
+    raise SystemExit(128 + number)  # the trace goes, and the command with it
+
+
+def _check_writable(path: str) -> None:
+    """Raises ConfigError where the profile could not be written: better said before the command has run for an hour."""
+    directory = os.path.dirname(path) or "."
+    if path == "-":
+        return
+    if os.path.isdir(path) or not os.access(path if os.path.exists(path) else directory, os.W_OK):
+        raise ConfigError(path, 0, "cannot be written", "name a file in a directory that is there and may be written to")
 
 
 def _ending(status: int) -> str:

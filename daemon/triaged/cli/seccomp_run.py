@@ -37,6 +37,8 @@ def run_run(args: argparse.Namespace) -> int:
     with Command(args.command_line, filters, number_of(native, "seccomp") or 0) as command:
         # As a shell: the command gets the keyboard's signals, and its status is waited for.
         old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGQUIT)}
+        for number in (signal.SIGTERM, signal.SIGHUP):  # sent to us, they are meant for it
+            old[number] = signal.signal(number, lambda received, _: os.kill(command.pid, received))
         try:
             command.start()
             status = command.wait()

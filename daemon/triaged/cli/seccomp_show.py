@@ -5,89 +5,70 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from triaged.cli import seccomp_data as data
 from triaged.cli.exit_status import ExitStatus
-from triaged.cli.seccomp_check import setting_of, workloads_of
+from triaged.cli.seccomp_check import setting_of
 from triaged.cli.style import safe, wrapped
-from triaged.errors import ConfigError, Malformed
+from triaged.errors import ConfigError, Gone, Malformed, NotPermitted
 from triaged.kernel.paths import KernelPaths
-from triaged.kernel.seccomp_dump import FilterDump, read_filters
+from triaged.kernel.seccomp_dump import read_filters
 from triaged.seccomp.action import Action
-from triaged.seccomp.bpf import Program, SeccompData, is_never_filtered, parse_program, run_stacked
-from triaged.seccomp.check import Answer, CheckResult, Outcome, check_workload
+from triaged.seccomp.assessment import Assessment, assess
+from triaged.seccomp.bpf import Program, is_never_filtered, parse_program
+from triaged.seccomp.check import Answer, CheckResult, Outcome
 from triaged.seccomp.compiler import compiled
 from triaged.seccomp.disassembly import disassemble
-from triaged.seccomp.outcomes import demands_text, outcomes_of
+from triaged.seccomp.installed import Installed, installed
 from triaged.seccomp.syscalls import audit_arch_of, names_on, native_arch, number_of
+from triaged.workload_needs import read_needs, workloads_of
 
 _WIDTH = 110
 
 
-@dataclass(frozen=True)
-class Installed:
-    """The filters of a process, decoded, newest first, and the architecture that they are asked about."""
-
-    dump: FilterDump
-    programs: tuple[Program, ...]
-    arch: str
-
-    def answers(self, call: str) -> tuple[Answer, ...] | None:
-        """All that the filters can answer to a call, strictest first; None where the architecture has no such call."""
-        number = number_of(self.arch, call)
-        if number is None:
-            return None
-        audit_arch = audit_arch_of(self.arch)
-        found = outcomes_of(self.programs, number, audit_arch)
-        conditions: dict[Action, list[str]] = {action: [] for action in found.actions}
-        for outcome in found.outcomes:
-            conditions[outcome.action].append(demands_text(outcome.demands, audit_arch))
-        return tuple(
-            (action, "" if len(conditions) == 1 else " or ".join(texts) if len(texts) <= 4 else f"{len(texts)} cases")
-            for action, texts in conditions.items()
-        )
-
-    def decide(self, call: str, arguments: tuple[int, ...]) -> Action:
-        """The answer for certain arguments."""
-        return run_stacked(self.programs, SeccompData(number_of(self.arch, call) or 0, audit_arch_of(self.arch), arguments))
-
-
 def read_installed(pid: int, arch: str) -> Installed:
-    """The filters of a process, ready to be asked. Raises: Gone, NotPermitted, InterfaceMissing, KernelError, Malformed."""
-    dump = read_filters(KernelPaths(), pid)
-    return Installed(dump, tuple(parse_program(one.instructions) for one in dump.filters), arch)
+    """The filters of a process, ready to be asked. Raises: ConfigError, NotPermitted, InterfaceMissing, KernelError, Malformed."""
+    try:
+        return installed(read_filters(KernelPaths(), pid), arch)
+    except Gone as error:
+        raise ConfigError(f"process {pid}", 0, "there is none (any more)") from error
 
 
 def run_dump(args: argparse.Namespace) -> int:
     """Dumps. The exit status is 1 where a workload that was asked about breaks. Raises TriagedError."""
-    needs = data.read_needs() if args.workload else None
-    workloads = workloads_of(needs, args.workload) if needs else ()
-    found = read_installed(args.pid, native_arch())
+    needs = read_needs(args.toolchain) if args.workload or args.toolchain else None
+    workloads = workloads_of(needs, args.workload or "go-test") if needs else ()
+    try:
+        found = read_installed(args.pid, native_arch())
+    except NotPermitted as error:
+        from triaged.cli.seccomp_asked import asked_dump
+
+        return asked_dump(args, error)
     for at, one in enumerate(found.dump.filters if args.output else ()):
         with open(f"{args.output}.{at}", "wb") as file:
             file.write(one.instructions)
     unknown = [name for name in args.call if number_of(found.arch, name) is None]
     if unknown:
         raise ConfigError("--call", 0, f"{found.arch} has no call {unknown[0]!r}")
-    results = [check_workload(found.answers, needs, name, decide=found.decide) for name in workloads] if needs else []
+    assessment = assess(found, needs, workloads) if needs else None
+    results = assessment.results if assessment else ()
     answers = {call: found.answers(call) or () for call in args.call or names_on(found.arch)}
     if args.json:
-        print(json.dumps(_document(found, answers, results), indent=2))
+        print(json.dumps(_document(found, answers, assessment), indent=2))
     else:
-        for line in _report(found, answers, results):
+        for line in _report(found, answers, assessment):
             print(line)
     return ExitStatus.FINE if all(result.works for result in results) else ExitStatus.FOUND
 
 
-def _report(found: Installed, answers: dict[str, tuple[Answer, ...]], results: Sequence[CheckResult]) -> list[str]:
+def _report(found: Installed, answers: dict[str, tuple[Answer, ...]], assessment: Assessment | None) -> list[str]:
     dump = found.dump
     if dump.mode != "filter":
         what = {"none": "has no seccomp filter: seccomp refuses it nothing", "strict": "may only read, write and exit (strict)"}
         return [f"process {dump.pid} {what.get(dump.mode, dump.mode)}"]
-    out = [f"process {dump.pid}: {len(dump.filters)} filters, newest first; it stood still for {dump.stopped_ns / 1e6:.2f} ms"]
+    filters = "1 filter" if len(dump.filters) == 1 else f"{len(dump.filters)} filters, newest first"
+    out = [f"process {dump.pid}: {filters}; it stood still for {dump.stopped_ns / 1e6:.2f} ms"]
     for at, (one, program) in enumerate(zip(dump.filters, found.programs, strict=True)):
         logged = ", refusals are logged" if one.is_logged else ", refusals are not logged" if at == 0 else ""
         out.append(f"  #{at}: {len(program)} instructions{logged}")
@@ -109,8 +90,12 @@ def _report(found: Installed, answers: dict[str, tuple[Answer, ...]], results: S
         for call, given in sorted(conditional):
             for action, condition in given:
                 out += wrapped(f"{action} if {condition}", _WIDTH, f"  {call:<18} ", " " * 22)
-    for result in results:
+    for result in assessment.results if assessment else ():
         out += ["", *_verdict(result)]
+    if assessment and assessment.features:
+        out += ["", "what some packages do besides, and these filters refuse:"]
+        for denied in assessment.features:
+            out += wrapped(safe(denied.sentence), _WIDTH, "  ", "    ")
     return out
 
 
@@ -123,7 +108,7 @@ def _verdict(result: CheckResult) -> list[str]:
     return out
 
 
-def _document(found: Installed, answers: dict[str, tuple[Answer, ...]], results: Sequence[CheckResult]) -> dict[str, Any]:
+def _document(found: Installed, answers: dict[str, tuple[Answer, ...]], assessment: Assessment | None) -> dict[str, Any]:
     return {
         "pid": found.dump.pid, "mode": found.dump.mode, "arch": found.arch, "no_new_privileges": found.dump.has_no_new_privileges,
         "stopped_usec": found.dump.stopped_ns // 1000,
@@ -138,7 +123,11 @@ def _document(found: Installed, answers: dict[str, tuple[Answer, ...]], results:
         "workloads": [
             {"name": result.workload, "works": result.works,
              "breaks": {verdict.call: verdict.shows for verdict in result.of(Outcome.BREAKS)}}
-            for result in results
+            for result in (assessment.results if assessment else ())
+        ],
+        "features": [
+            {"name": denied.feature.name, "call": denied.feature.written, "action": str(denied.action), "sentence": denied.sentence}
+            for denied in (assessment.features if assessment else ())
         ],
     }
 

@@ -11,37 +11,19 @@ import ctypes
 import errno
 import os
 import struct
-from dataclasses import dataclass
 from threading import Thread
 
 from triaged.errors import Gone, InterfaceMissing, KernelError, NotPermitted, TriagedError
 from triaged.kernel import ptrace
 from triaged.kernel.files import read_text, translated
 from triaged.kernel.paths import KernelPaths
+from triaged.kernel.process import read_start_ticks
+from triaged.model.filters import FilterDump, InstalledFilter
 
 MAX_INSTRUCTIONS = 4096
 _FLAG_LOG = 2
 _MODES = {0: "none", 1: "strict", 2: "filter"}
 _METADATA = struct.Struct("=QQ")
-
-
-@dataclass(frozen=True)
-class InstalledFilter:
-    """One filter: its instructions (`struct sock_filter`, packed) and whether it was loaded with SECCOMP_FILTER_FLAG_LOG."""
-
-    instructions: bytes
-    is_logged: bool
-
-
-@dataclass(frozen=True)
-class FilterDump:
-    """The filters of a thread, newest first, and how long it stood still for that (`stopped_ns`, 0 if there were none)."""
-
-    pid: int
-    mode: str
-    filters: tuple[InstalledFilter, ...] = ()
-    has_no_new_privileges: bool = False
-    stopped_ns: int = 0
 
 
 def read_seccomp_status(paths: KernelPaths, pid: int) -> tuple[str, int, bool]:
@@ -57,13 +39,15 @@ def read_seccomp_status(paths: KernelPaths, pid: int) -> tuple[str, int, bool]:
     return mode, int(fields.get("Seccomp_filters", -1)), fields.get("NoNewPrivs", "0").strip() == "1"
 
 
-def read_filters(paths: KernelPaths, pid: int, timeout_s: float = 1.0) -> FilterDump:
+def read_filters(paths: KernelPaths, pid: int, timeout_s: float = 1.0, start_ticks: int = 0) -> FilterDump:
     """Every filter of a thread, newest first. Stops it for a moment (about 0.2 ms; see benchmarks/seccomp_dump.py).
 
+    With `start_ticks` exactly that process: Gone if the pid is another's by now.
     Source: PTRACE_SECCOMP_GET_FILTER, PTRACE_SECCOMP_GET_METADATA (ptrace(2)).
     Raises: Gone, NotPermitted, InterfaceMissing, KernelError.
     """
     mode, count, has_no_new_privileges = read_seccomp_status(paths, pid)
+    _check_same(paths, pid, start_ticks)
     if mode != "filter":
         return FilterDump(pid, mode, (), has_no_new_privileges)
     if read_seccomp_status(paths, os.getpid())[0] != "none":
@@ -77,7 +61,7 @@ def read_filters(paths: KernelPaths, pid: int, timeout_s: float = 1.0) -> Filter
 
     def work() -> None:
         try:
-            result.append(_dumped(pid, count, has_no_new_privileges, timeout_s))
+            result.append(_dumped(paths, pid, count, has_no_new_privileges, timeout_s, start_ticks))
         except TriagedError as error:
             result.append(error)
 
@@ -91,10 +75,18 @@ def read_filters(paths: KernelPaths, pid: int, timeout_s: float = 1.0) -> Filter
     return outcome
 
 
-def _dumped(pid: int, count: int, has_no_new_privileges: bool, timeout_s: float) -> FilterDump:
+def _check_same(paths: KernelPaths, pid: int, start_ticks: int) -> None:
+    if start_ticks and read_start_ticks(paths, pid) != start_ticks:
+        raise Gone(f"{paths.proc}/{pid}")
+
+
+def _dumped(
+    paths: KernelPaths, pid: int, count: int, has_no_new_privileges: bool, timeout_s: float, start_ticks: int
+) -> FilterDump:
     buffer = ctypes.create_string_buffer(MAX_INSTRUCTIONS * 8)
     found: list[InstalledFilter] = []
     with ptrace.Stopped(pid, timeout_s) as stopped:
+        _check_same(paths, pid, start_ticks)  # while it is stopped, nobody else can have the pid
         while count < 0 or len(found) < count:
             try:
                 length = ptrace.request(ptrace.SECCOMP_GET_FILTER, pid, len(found), buffer)
@@ -119,7 +111,7 @@ def _is_logged(pid: int, index: int) -> bool:
 def _explained(error: OSError, pid: int) -> KernelError:
     path = f"/proc/{pid}"
     if error.errno == errno.EACCES:
-        return NotPermitted(path, "its filters may not be read", "CAP_SYS_ADMIN in the initial user namespace is needed")
+        return NotPermitted(path, "its filters may not be read", "run as root, in the initial user namespace")
     if error.errno == errno.EIO:
         return InterfaceMissing(path, "this kernel does not give filters out", "it needs CONFIG_CHECKPOINT_RESTORE")
     if error.errno == errno.EINVAL:

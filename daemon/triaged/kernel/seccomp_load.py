@@ -7,10 +7,12 @@ set-user-ID programs lose their power.
 """
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import shutil
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -100,11 +102,38 @@ class Command:
             self.status = os.waitpid(self.pid, 0)[1]
         return self.status
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """Ends the command with all that descends from it, as far as that is still there."""
+        for pid in (*_descendants(self.pid), self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if not self._is_started:
             os.close(self._go_write)  # the child sees the end of the pipe and leaves
             os.close(self._told_read)
             self.wait()
+        elif kind is not None and self.status is None:
+            self.end()  # whoever watched it is interrupted: nothing of it stays behind
+            with contextlib.suppress(ChildProcessError):
+                self.wait()
+
+
+def _descendants(root: int) -> list[int]:
+    """Every process below one, the nearest first. Source: the parent in /proc/PID/stat."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
+                parent = int(file.read().rpartition(b")")[2].split()[1])
+                children.setdefault(parent, []).append(int(name))
+    found: list[int] = []
+    pending = [root]
+    while pending:
+        below = children.pop(pending.pop(0), [])
+        found += below
+        pending += below
+    return found
 
 
 class _Plan:

@@ -2,15 +2,16 @@
 """A policy held against what a workload needs: per call, what the filter answers and what that does to the workload."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
 from triaged.seccomp.action import Action, ActionKind, errno_name
-from triaged.seccomp.needs import Needs, Part
+from triaged.seccomp.needs import Feature, Needs, Part
 from triaged.seccomp.policy import ArchPolicy
 from triaged.seccomp.syscalls import number_of
 
+_NOT_TOGETHER = "done without when denied alone, but not together with all others of its kind"
 Answer = tuple[Action, str]  # and the condition under which it is given, "" for always
 
 
@@ -75,15 +76,17 @@ def check_workload(
 
     holding = {call: note for call, note in needs.notes.items() if all(is_denied(other) for other in note.only_with)}
     needs = replace(needs, notes=holding)
-    verdicts = []
     parts = needs.parts_of(workload)
+    given: dict[str, tuple[Answer, ...]] = {}
     for call in sorted(needs.calls_of(workload)):
         answers = answers_of(call)
-        if answers is None:
-            continue
-        answers = _narrowed(call, answers, needs, decide)
+        if answers is not None:
+            given[call] = _narrowed(call, answers, needs, decide)
+    doubtful = {(part.name, call) for part in parts for call in _doubtful(part, given, needs)}
+    verdicts = []
+    for call, found in given.items():
         makers = [part for part in parts if call in part.seen]
-        verdicts.append(_judged(call, answers, makers, needs, gates_of(call)))
+        verdicts.append(_judged(call, found, makers, needs, gates_of(call), doubtful))
     order = list(Outcome)
     return CheckResult(workload, tuple(sorted(verdicts, key=lambda v: (order.index(v.outcome), v.call))))
 
@@ -100,11 +103,33 @@ def _narrowed(
     return tuple(kept) or tuple(answers)
 
 
-def _judged(call: str, answers: Sequence[Answer], makers: Sequence[Part], needs: Needs, gates: tuple[str, ...]) -> CallVerdict:
+def _doubtful(part: Part, given: Mapping[str, Sequence[Answer]], needs: Needs) -> frozenset[str]:
+    """The calls that the part does without one at a time, of which more than one is denied, and which were not all done without.
+
+    Go 1.19 waits with waitid or with wait4: either may be missing, both may not.
+    """
+    out: set[str] = set()
+    for name in part.not_together:
+        denied = {
+            call for call in part.seen & given.keys()
+            if any(action.kind is ActionKind.ERRNO and errno_name(action.data) == name for action, _ in given[call])
+            and needs.is_harmless(part, call, name)
+        }
+        out |= denied if len(denied) > 1 else set()
+    return frozenset(out)
+
+
+def _judged(
+    call: str, answers: Sequence[Answer], makers: Sequence[Part], needs: Needs, gates: tuple[str, ...],
+    doubtful: Container[tuple[str, str]],
+) -> CallVerdict:
     denials = [action for action, _ in answers if not action.is_allowed]
     effects = [_effect(call, action, part, needs) for action in denials for part in makers]
+    if any((part.name, call) in doubtful for part in makers):
+        effects = [(Outcome.DEPENDS, _NOT_TOGETHER) if effect[0] is Outcome.HARMLESS else effect for effect in effects]
     required = any(not needs.is_harmless(part, call, "EPERM") for part in makers)
-    shows = next((text for outcome, text in effects if outcome is Outcome.BREAKS and text), "")
+    breaking = (text for outcome, text in effects if outcome is Outcome.BREAKS and text)
+    shows = next(breaking, _NOT_TOGETHER if (Outcome.DEPENDS, _NOT_TOGETHER) in effects else "")
     programs = tuple(dict.fromkeys(part.program for part in makers))
     outcome = Outcome.ALLOWED
     if denials:
@@ -135,6 +160,15 @@ def _effect(call: str, action: Action, part: Part, needs: Needs) -> tuple[Outcom
         return Outcome.BREAKS, shown
     other = part.shows.get((call, "EPERM")) or part.shows.get((call, "ENOSYS"), "")
     return Outcome.BREAKS, f"not tried with {name}; with another errno: {other}" if other else ""
+
+
+def refusal_of(feature: Feature, arch: str, decide: Callable[[str, tuple[int, ...]], Action]) -> Action | None:
+    """What refuses a feature's call, if each of the ways in which it may be made is refused; the first one's answer."""
+    if number_of(arch, feature.call) is None:
+        return None
+    answers = [decide(feature.call, (*arguments, *(0,) * (6 - len(arguments)))) for arguments in feature.arguments or ((),)]
+    denied = [action for action in answers if not action.is_allowed]
+    return denied[0] if len(denied) == len(answers) else None
 
 
 def policy_answers(policy: ArchPolicy | None, foreign: Action, arch: str, call: str) -> tuple[Answer, ...] | None:

@@ -6,6 +6,7 @@ and for each of them what happened when it was denied with EPERM and with ENOSYS
 """
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,8 @@ from triaged.errors import ConfigError
 
 @dataclass(frozen=True)
 class Part:
-    """One measured kind of program. `tolerates` has, by errno name, the calls whose denial changes nothing that was seen.
+    """One measured kind of program. `tolerates` has, by errno name, the calls whose denial changes nothing that was seen, each
+    denied alone; `not_together` the errno names with which all of them denied at once do make the run fail.
 
     `shows` has, by call and errno name, what the program printed and how it ended. Where `was_denied` is False only the calls
     were observed (the C compiler's).
@@ -27,6 +29,7 @@ class Part:
     tolerates: Mapping[str, frozenset[str]] = field(default_factory=dict)
     shows: Mapping[tuple[str, str], str] = field(default_factory=dict)
     was_denied: bool = True
+    not_together: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,29 @@ class Workload:
 
 
 @dataclass(frozen=True)
+class Feature:
+    """What some packages do beyond what every test run needs: one call (in any of the ways that `arguments` has) and what Go
+    prints when it is refused; ERROR in `shows` stands for the errno's text. `form` is the call with its arguments, for people.
+    """
+
+    name: str
+    title: str
+    call: str
+    arguments: tuple[tuple[int, ...], ...] = ()
+    shows: str = ""
+    form: str = ""
+
+    @property
+    def written(self) -> str:
+        """The call as a person writes it: unshare(CLONE_NEWUSER), bpf."""
+        return self.form or self.call
+
+    def prints(self, error: int) -> str:
+        """What a test shows where the call returns that errno."""
+        return self.shows.replace("ERROR", os.strerror(error).lower())
+
+
+@dataclass(frozen=True)
 class Needs:
     """All that is known about one toolchain."""
 
@@ -65,6 +91,7 @@ class Needs:
     parts: Mapping[str, Part]
     workloads: Mapping[str, Workload]
     notes: Mapping[str, Note]
+    features: tuple[Feature, ...] = ()
 
     def parts_of(self, workload: str) -> tuple[Part, ...]:
         """The parts of a workload. Raises: KeyError for an unknown one."""
@@ -104,7 +131,10 @@ def needs_from(measured: Mapping[str, Any], described: Mapping[str, Any], origin
             for table in described["workload"]
         }
         notes = {str(table["call"]): _note(table) for table in described.get("note", ())}
-        needs = Needs(str(measured["toolchain"]), str(measured["arch"]), str(measured["source"]), parts, workloads, notes)
+        features = tuple(_feature(table) for table in described.get("feature", ()))
+        needs = Needs(
+            str(measured["toolchain"]), str(measured["arch"]), str(measured["source"]), parts, workloads, notes, features
+        )
         for workload in workloads.values():
             for name in workload.parts:
                 if name not in parts:
@@ -119,7 +149,17 @@ def _part(table: Mapping[str, Any]) -> Part:
         name.upper(): frozenset(table[f"tolerates-{name}"]) for name in ("eperm", "enosys") if f"tolerates-{name}" in table
     }
     shows = {(str(effect["call"]), str(effect["errno"])): str(effect["shows"]) for effect in table.get("effect", ())}
-    return Part(str(table["name"]), str(table["program"]), frozenset(table["seen"]), tolerates, shows)
+    not_together = frozenset(name for name in tolerates if table.get(f"tolerates-{name.lower()}-together") is False)
+    return Part(str(table["name"]), str(table["program"]), frozenset(table["seen"]), tolerates, shows, not_together=not_together)
+
+
+def _feature(table: Mapping[str, Any]) -> Feature:
+    arguments: Iterable[Iterable[int]] = table.get("arguments", ())
+    return Feature(
+        str(table["name"]), str(table["title"]), str(table["call"]),
+        tuple(tuple(int(value) for value in values) for values in arguments), str(table["shows"]),
+        str(table.get("form", "")),
+    )
 
 
 def _note(table: Mapping[str, Any]) -> Note:

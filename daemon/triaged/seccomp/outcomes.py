@@ -15,8 +15,11 @@ from typing import Union
 from triaged.seccomp import bpf
 from triaged.seccomp.action import Action, ActionKind, strictness
 from triaged.seccomp.bpf import Program, SeccompData
+from triaged.seccomp.syscalls import audit_arch_of, numbers_on
 
 MAX_PATHS = 2000
+# Of the search for arguments that meet all demands, in all for one call: filters of people's take some hundreds. About a second.
+MAX_STEPS = 50_000
 _WORDS = 16
 _FULL = 0xFFFFFFFF
 _NEGATED = {"==": "!=", "!=": "==", ">": "<=", ">=": "<", "<": ">=", "<=": ">"}
@@ -43,10 +46,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """All answers for one call. `is_exact` is False where paths were not told apart or there were more than MAX_PATHS."""
+    """All answers for one call. `is_exact` is False where paths were not told apart or there were more than MAX_PATHS; of the
+    latter (`is_complete` False) only some answers are here.
+    """
 
     outcomes: tuple[Outcome, ...]
     is_exact: bool = True
+    is_complete: bool = True
 
     @property
     def actions(self) -> tuple[Action, ...]:
@@ -91,12 +97,23 @@ def outcomes_of(programs: Sequence[Program], number: int, arch: int) -> Outcomes
     found: list[Outcome] = []
     try:
         for value, demands in explorer.answers():
-            words = [_witness(demands, word) or 0 for word in range(_WORDS)]
+            words = [explorer.witness(demands, word) or 0 for word in range(_WORDS)]
             pointer, *arguments = (words[low] | words[high] << 32 for low, high in (argument_words(i, arch) for i in range(-1, 6)))
             found.append(Outcome(Action.of(value), demands, SeccompData(number, arch, tuple(arguments), pointer)))
     except _TooMany:
-        explorer.is_exact = False
+        return Outcomes(tuple(found), is_exact=False, is_complete=False)
     return Outcomes(tuple(found), explorer.is_exact)
+
+
+def refusable_calls(programs: Sequence[Program], arch: str) -> dict[str, int]:
+    """The calls of one of syscalls.ARCHES that the filters (newest first) do not always let pass: number by name."""
+    audit_arch = audit_arch_of(arch)
+    found = {}
+    for name, number in numbers_on(arch).items():
+        answers = outcomes_of(programs, number, audit_arch)
+        if not answers.is_exact or any(not action.is_allowed for action in answers.actions):
+            found[name] = number
+    return found
 
 
 class _Explorer:
@@ -105,6 +122,7 @@ class _Explorer:
         self.fixed = fixed
         self.is_exact = True
         self.paths = 0
+        self.steps = 0
 
     def answers(self, index: int = 0, strictest: int = ActionKind.ALLOW, demands: tuple[Demand, ...] = ()
                 ) -> Iterator[tuple[int, tuple[Demand, ...]]]:
@@ -188,8 +206,19 @@ class _Explorer:
         opposite = Demand(demand.word, demand.mask, _NEGATED[demand.comparison], demand.value)
         for jump, wanted in ((jumps[1], opposite), (jumps[0], demand)):
             more = demands if wanted in demands else (*demands, wanted)
-            if _witness(more, demand.word) is not None:
+            if self.witness(more, demand.word) is not None:
                 yield jump, more
+
+    def witness(self, demands: tuple[Demand, ...], word: int) -> int | None:
+        """A value of the word that meets all demands on it, or None if there is none."""
+        relevant = frozenset((d.mask, d.comparison, d.value) for d in demands if d.word == word)
+        if not relevant:
+            return 0
+        value, steps = _solved(relevant)
+        self.steps += steps
+        if self.steps > MAX_STEPS:
+            raise _TooMany
+        return value
 
 
 def _computed(code: int, a: _Value, operand: _Value) -> _Value:
@@ -205,20 +234,20 @@ def _computed(code: int, a: _Value, operand: _Value) -> _Value:
     return _OPAQUE
 
 
-def _witness(demands: tuple[Demand, ...], word: int) -> int | None:
-    """A value of the word that meets all demands on it, or None if there is none."""
-    relevant = frozenset((d.mask, d.comparison, d.value) for d in demands if d.word == word)
-    return _solved(relevant) if relevant else 0
-
-
 @lru_cache(maxsize=4096)
-def _solved(demands: frozenset[tuple[int, str, int]]) -> int | None:
+def _solved(demands: frozenset[tuple[int, str, int]]) -> tuple[int | None, int]:
+    """A value of a word that meets the demands, or None, and how many steps it took; MAX_STEPS where it was given up."""
     # Bit by bit from the top: how (word & mask) so far compares with the value's same bits settles every comparison.
     wanted = sorted(demands)
     accepted = {"==": {0}, "!=": {-1, 1}, ">": {1}, ">=": {0, 1}, "<": {-1}, "<=": {-1, 0}}
     dead: set[tuple[int, tuple[int, ...]]] = set()
+    steps = 0
 
     def search(bit: int, compared: tuple[int, ...], value: int) -> int | None:
+        nonlocal steps
+        steps += 1
+        if steps > MAX_STEPS:
+            return None
         if any(order and comparison == "==" for order, (_, comparison, _) in zip(compared, wanted, strict=True)):
             return None
         if bit < 0:
@@ -237,7 +266,7 @@ def _solved(demands: frozenset[tuple[int, str, int]]) -> int | None:
         dead.add((bit, compared))
         return None
 
-    return search(31, (0,) * len(wanted), 0)
+    return search(31, (0,) * len(wanted), 0), steps
 
 
 def argument_words(index: int, arch: int) -> tuple[int, int]:

@@ -2,7 +2,9 @@
 """What was observed of a command's calls, and the profile that follows from it. The same calls give the same profile."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from triaged.seccomp import oci, systemd_filter
 from triaged.seccomp.action import ALLOW, ENOSYS, Action, ActionKind
@@ -53,12 +55,14 @@ class Recording:
 
     @property
     def of_a_runtime(self) -> frozenset[str]:
-        """Calls that were not seen, but that a runtime which was seen makes in other runs."""
-        return frozenset(GO_RUNTIME) - self.programs.keys() if self.programs.keys() >= GO_RUNTIME_MARK else frozenset()
+        """Calls that a runtime which was seen makes in some runs: the same whether it made them in this one or not."""
+        return frozenset(GO_RUNTIME) if self.programs.keys() >= GO_RUNTIME_MARK else frozenset()
 
 
-def profile_of(recording: Recording, denial: Action, label: str) -> Profile:
-    """The smallest profile that allows what was recorded, each rule noted as `label`'s.
+def profile_of(
+    recording: Recording, denial: Action, label: str, runtimes: Mapping[str, frozenset[str]] = MappingProxyType({})
+) -> Profile:
+    """The smallest profile that allows what was recorded, each rule noted as `label`'s, and what container `runtimes` call before.
 
     clone is allowed without namespaces unless some were made. clone3, whose flags a filter cannot see, returns ENOSYS
     and the C library falls back to clone, unless that was seen not to work (`needs_clone3`).
@@ -74,9 +78,13 @@ def profile_of(recording: Recording, denial: Action, label: str) -> Profile:
         seen.discard("clone")
     if recording.of_a_runtime:
         rules.append(Rule(tuple(sorted(recording.of_a_runtime)), ALLOW, comment=GO_COMMENT))
-    rest = seen - set(START_AND_EXIT)
+    rest = seen - set(START_AND_EXIT) - recording.of_a_runtime
     if rest:
         rules.append(Rule(tuple(sorted(rest)), ALLOW, comment=label))
+    before = frozenset().union(*runtimes.values()) - recording.names
+    if before:
+        comment = f"what a container runtime calls before it starts the command ({', '.join(sorted(runtimes))})"
+        rules.append(Rule(tuple(sorted(before)), ALLOW, comment=comment))
     return Profile(denial, oci.merged_rules(rules), (recording.arch,))
 
 

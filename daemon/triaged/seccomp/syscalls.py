@@ -92,6 +92,12 @@ def number_of(arch: str, name: str) -> int | None:
     return _numbers(arch).get(name)
 
 
+def numbers_on(arch: str) -> dict[str, int]:
+    """The number of every call of one of ARCHES, by name. Raises KeyError for an architecture without a table."""
+    _AUDIT_ARCHES[arch]
+    return dict(_numbers(arch))
+
+
 def names_on(arch: str) -> tuple[str, ...]:
     """Every call of one of ARCHES, by number. Raises KeyError for an architecture without a table."""
     _AUDIT_ARCHES[arch]

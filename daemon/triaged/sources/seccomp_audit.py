@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 _RECORDS_EACH_BATCH = 1200  # every 20 ms: 60,000 a second; what is beyond, the kernel drops and counts at no cost to us
 _LOOK_UPS_EACH_BATCH = 128  # in /proc, about 60 µs each
 _EXIT_EVENT_WITHIN_S = 0.03  # the record is sent before the kill, the connector's event after it and maybe in a batch
+_STREAM_WITHIN_S = 1.0
 _KILLS = ("KILL_PROCESS", "KILL_THREAD")
 
 
@@ -62,15 +63,19 @@ class SeccompAudit(Source):
         if self._socket is None:
             return
         reader = BurstReader(asyncio.get_running_loop(), self._socket.fileno(), self._drain)
+        taken_s = float("-inf")
         try:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                groups = self._tally.take()
+                groups, now_s = self._tally.take(), time.monotonic()
+                # What comes right after the look before it is a stream, and has a rate; a first record has none.
+                interval_s = now_s - taken_s if now_s - taken_s < _STREAM_WITHIN_S else 0.0
+                taken_s = now_s
                 if any(self._is_stranger(group) for group in groups):
                     await asyncio.sleep(_EXIT_EVENT_WITHIN_S)
                 for fact in self._facts_of(groups):
-                    yield fact
+                    yield replace(fact, interval_usec=int(interval_s * 1e6))
                 if self._failure is not None:
                     raise self._failure
                 if groups:
@@ -183,7 +188,7 @@ class SeccompAudit(Source):
         known = self._known(group.first, group.first.pid)
         return known is None or not known.cgroups
 
-    def _facts_of(self, groups: list[SeccompGroup]) -> Iterator[Fact]:
+    def _facts_of(self, groups: list[SeccompGroup]) -> Iterator[SeccompFacts]:
         rows: dict[tuple[str, int, int, int, str], _Row] = {}
         for group in groups:
             first = group.first
