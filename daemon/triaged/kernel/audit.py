@@ -46,8 +46,9 @@ _ACTIONS = {
 LOGGABLE = ("kill_process", "kill_thread", "trap", "errno", "user_notif", "trace", "log")
 # A security label may hold anything, so it is passed over greedily; comm and exe behind it hold no space.
 _USUAL = re.compile(
-    rb"audit\(\d+\.\d+:\d+\): auid=\d+ uid=(\d+) gid=\d+ ses=\d+(?: subj=.*)? pid=(\d+) comm=(\S+) exe=(\S+) sig=(\d+)"
+    rb"audit\((\d+)\.(\d{1,6}):\d+\): auid=\d+ uid=(\d+) gid=\d+ ses=\d+(?: subj=.*)? pid=(\d+) comm=(\S+) exe=(\S+) sig=(\d+)"
     rb" arch=([0-9a-f]+) syscall=(-?\d+) compat=\d+ ip=0x[0-9a-f]+ code=0x([0-9a-f]+)"
+    rb"(?!.* (?:pid|uid|comm|exe|sig|arch|syscall|code)=)"
 )
 
 
@@ -87,6 +88,12 @@ def parse_seccomp_record(payload: bytes) -> SeccompRecord:
     Raises: Malformed.
     """
     text = payload.rstrip(b"\0\n").decode("utf-8", "backslashreplace")
+    usual = _USUAL.match(payload)
+    if usual is not None:
+        try:
+            return _usual_record(usual, text)
+        except ValueError:
+            pass  # the slow way says what is wrong with it
     fields: dict[str, str] = {}
     for word in text.split(" "):
         name, equals, value = word.partition("=")
@@ -112,6 +119,19 @@ def parse_seccomp_record(payload: bytes) -> SeccompRecord:
         )
     except (KeyError, ValueError) as error:
         raise Malformed(INTERFACE, text, "seccomp record that cannot be parsed") from error
+
+
+def _usual_record(found: re.Match[bytes], text: str) -> SeccompRecord:
+    """The record of the kernel's usual form. Raises: ValueError."""
+    seconds, fraction, uid, pid, comm, exe, signal, arch, syscall, code = found.groups()
+    number = int(code, 16)
+    if number > 0xFFFFFFFF:
+        raise ValueError("code")
+    return SeccompRecord(
+        int(seconds) * 1_000_000 + int(fraction.ljust(6, b"0")), int(pid), -1 if uid == b"4294967295" else int(uid),
+        _untrusted(comm.decode("utf-8", "backslashreplace")), _untrusted(exe.decode("utf-8", "backslashreplace"))
+        .removesuffix(" (deleted)"), int(signal), int(arch, 16), int(syscall), number, text,
+    )
 
 
 def _number(value: str | None) -> int:
@@ -144,6 +164,7 @@ class SeccompTally:
         self._cap = cap
         self._pids_each = pids_each
         self._groups: dict[tuple[object, ...], SeccompGroup] = {}
+        self._alike: dict[tuple[bytes, bytes, bytes], SeccompGroup] = {}
         self._fresh: set[int] = set()
         self.records = 0
         self.malformed = 0
@@ -152,41 +173,57 @@ class SeccompTally:
 
     def add(self, payload: bytes) -> None:
         """Counts a record. One that is malformed is counted as such; one that has no room in `left_out`."""
-        usual = _USUAL.match(payload)
-        key: tuple[object, ...]
-        if usual is not None:
-            uid, pid_text, comm, exe, signal, arch, syscall, code = usual.groups()
-            pid, key = int(pid_text), (uid, comm, exe, signal, arch, syscall, code)
-            record = None
-        else:
-            record = self._parsed(payload)
-            if record is None:
-                return
-            pid = record.pid
-            key = (record.uid, record.comm, record.exe, record.signal, record.audit_arch, record.syscall, record.code)
-        group = self._groups.get(key)
-        self.records += 1
+        # Nearly all records of a storm differ from one before in stamp, pid and instruction pointer only: then nothing else of them
+        # is looked at. From the right, because a security label may hold anything, but comm, exe and what follows hold no space.
+        pid_at = payload.rfind(b" pid=") + 5
+        pid_ends = payload.find(b" ", pid_at)
+        middle = payload[pid_ends : payload.rfind(b" ip=")]
+        alike = payload[payload.find(b"): ") : pid_at], middle, payload[payload.rfind(b" code=") :]
+        group = self._alike.get(alike)
+        if group is not None:
+            try:
+                pid = int(payload[pid_at:pid_ends])
+            except ValueError:
+                group = None
+            else:
+                self.records += 1
         if group is None:
-            if len(self._groups) >= self._cap:
-                self.left_out += 1
+            found = self._found(payload)
+            if found is None:
                 return
-            record = record or self._parsed(payload)
-            if record is None:
-                return
-            group = self._groups[key] = SeccompGroup(record)
+            pid, group = found
+            if len(self._alike) < 4 * self._cap and _USUAL.match(payload):
+                self._alike[alike] = group
         group.records += 1
-        if pid in group.pids:
-            group.pids[pid] += 1
-        elif len(group.pids) < self._pids_each:
-            group.pids[pid] = 1
+        pids = group.pids
+        if pid in pids:
+            pids[pid] += 1
+        elif len(pids) < self._pids_each:
+            pids[pid] = 1
             self._fresh.add(pid)
         else:
             group.others += 1
+
+    def _found(self, payload: bytes) -> tuple[int, SeccompGroup] | None:
+        """The record's pid and group, which is made if there is room."""
+        record = self._parsed(payload)
+        if record is None:
+            return None
+        self.records += 1
+        key = (record.uid, record.comm, record.exe, record.signal, record.audit_arch, record.syscall, record.code)
+        group = self._groups.get(key)
+        if group is None:
+            if len(self._groups) >= self._cap:
+                self.left_out += 1
+                return None
+            group = self._groups[key] = SeccompGroup(record)
+        return record.pid, group
 
     def take(self) -> list[SeccompGroup]:
         """The groups so far; begins anew. The counters go on."""
         groups = list(self._groups.values())
         self._groups = {}
+        self._alike = {}
         return groups
 
     def take_fresh_pids(self) -> set[int]:

@@ -6,6 +6,7 @@ from triaged.kernel.files import read_bytes
 from triaged.kernel.paths import KernelPaths
 
 CAP_SYS_PTRACE = 19
+CAP_SYS_ADMIN = 21
 
 
 def has_capability(paths: KernelPaths, capability: int) -> bool:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from triaged.errors import Gone, KernelError
 from triaged.kernel.cgroup_layout import CgroupLayout, Hierarchy
-from triaged.kernel.cgroups import cgroup_id, read_cgroup_limit, read_counters, read_inode, read_limit, read_number
+from triaged.kernel.cgroups import cgroup_id, read_cgroup_limit, read_counters, read_inode, read_limit, read_number, walk
 from triaged.kernel.files import read_text
 from triaged.kernel.go_runtime import parse_cpu_list
 from triaged.kernel.pressure import Pressure, read_pressure
@@ -25,6 +26,8 @@ from triaged.model.facts import CgroupLimit
 from triaged.model.limit import UNLIMITED, Unknown
 from triaged.model.process import ProcessIdentity
 from triaged.model.usage import Usage
+
+_LOOKED_THROUGH = 10_000
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,32 @@ def read_descendants(layout: CgroupLayout, path: str) -> Iterator[tuple[CgroupLi
         )
 
 
+def read_depth(layout: CgroupLayout, path: str) -> Iterator[tuple[CgroupLimit, Usage]]:
+    """The limits on how deep cgroups may lie below the cgroup and each ancestor (version 2's tree), with how deep they do.
+
+    Source: cgroup.max.depth (cgroup-v2.rst, "Core Interface Files"). What is below is looked through, 10,000 cgroups at most.
+    Raises: NotPermitted, Malformed; what was removed is left out.
+    """
+    hierarchy = layout.unified
+    if hierarchy is None or not path:
+        return
+    for each, directory in _in_sight(hierarchy, path):
+        file = f"{directory}/cgroup.max.depth"
+        try:
+            bound = read_limit(file)
+            if bound is UNLIMITED:
+                continue
+            above = 0 if each == "/" else each.count("/")
+            used = max(below.count("/") for below, _ in islice(walk(hierarchy, each), _LOOKED_THROUGH)) - above
+            where = cgroup_id(hierarchy, "", each, read_inode(directory))
+        except Gone:
+            continue
+        unit = own_unit_of(each)
+        yield CgroupLimit(where, file, bound, used, unit), Usage(
+            "levels of cgroups", "cgroup.max.depth", each, used, bound, directory, file, unit
+        )
+
+
 def read_hugetlb(layout: CgroupLayout, path: str, sizes: tuple[str, ...]) -> Iterator[tuple[CgroupLimit, Usage]]:
     """The huge pages of each size ("2MB") of the cgroup and each ancestor with a limit. Units: bytes.
 
@@ -190,6 +219,37 @@ def read_hugetlb(layout: CgroupLayout, path: str, sizes: tuple[str, ...]) -> Ite
             yield CgroupLimit(where, file, bound, used, unit), Usage(
                 f"huge pages {size}", name, each, used, bound, used_file, file, unit
             )
+
+
+@dataclass(frozen=True)
+class HugePages:
+    """A cgroup's limit on huge pages of one size, and how often it refused some."""
+
+    limit: CgroupLimit
+    page_size: str
+    refused: int
+    counter_file: str
+
+
+def read_huge_pages(layout: CgroupLayout, path: str, sizes: tuple[str, ...]) -> Iterator[HugePages]:
+    """The refusals of huge pages at the cgroup and each ancestor with a limit.
+
+    Source: hugetlb.SIZE.events.local max (cgroup-v2.rst, "HugeTLB"); version 1: hugetlb.SIZE.failcnt.
+    Raises: NotPermitted, Malformed; what was removed is left out.
+    """
+    for limit, usage in read_hugetlb(layout, path, sizes):
+        size = usage.resource.rsplit(" ", 1)[-1]
+        directory = limit.file.rsplit("/", 1)[0]
+        try:
+            if limit.cgroup.hierarchy:
+                file = f"{directory}/hugetlb.{size}.failcnt"
+                refused = read_number(file)
+            else:
+                file = f"{directory}/hugetlb.{size}.events.local"
+                refused = read_counters(file).get("max", 0)
+        except Gone:
+            continue
+        yield HugePages(limit, size, refused, file)
 
 
 def read_applying_limits(layout: CgroupLayout, resource: str, path: str) -> Iterator[tuple[str, str]]:

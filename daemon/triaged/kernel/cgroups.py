@@ -13,8 +13,9 @@ Hard facts:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from triaged.errors import Gone, InterfaceMissing, KernelError, Malformed
 from triaged.kernel.cgroup_layout import CgroupLayout, Hierarchy
@@ -259,6 +260,33 @@ def read_cgroup_limit(hierarchy: Hierarchy, controller: str, path: str) -> Cgrou
     return CgroupLimit(where, f"{directory}/{limit_name}", limit, used, own_unit_of(path))
 
 
+def read_finite_limits(hierarchy: Hierarchy, controllers: Iterable[str]) -> Iterator[tuple[str, CgroupLimit]]:
+    """Every cgroup of the hierarchy with a finite limit of one of the controllers ("pids", "memory"), with the controller.
+
+    About 15 µs for a cgroup without a limit, of which nothing else is read. One whose limit cannot be read is left out.
+    Units: tasks or bytes.
+    Raises: Gone, NotPermitted for the hierarchy itself.
+    """
+    names = [(controller, *_LIMIT_FILES[controller, hierarchy.is_v2]) for controller in controllers]
+    for path, inode in walk(hierarchy):
+        directory = hierarchy.directory(path)
+        for controller, limit_name, used_name in names:
+            file = f"{directory}/{limit_name}"
+            try:
+                limit = read_limit(file)
+            except KernelError:
+                continue
+            if not isinstance(limit, int):
+                continue
+            used: int | Unknown
+            try:
+                used = read_number(f"{directory}/{used_name}")
+            except KernelError as error:
+                used = Unknown(str(error))
+            where = cgroup_id(hierarchy, controller, path, inode)
+            yield controller, CgroupLimit(where, file, limit, used, own_unit_of(path))
+
+
 def ancestry(layout: CgroupLayout, controller: str, path: str) -> tuple[CgroupLimit, ...]:
     """The controller's limit at a cgroup and at each of its ancestors, innermost first; the root, which has no limit, left out.
 
@@ -325,11 +353,11 @@ def walk(hierarchy: Hierarchy, path: str = "/") -> Iterator[tuple[str, int]]:
             os.close(descriptor)
 
 
-def child_names(directory: str) -> list[str]:
-    """The names of a directory's child cgroups. A directory that vanished has none."""
+def child_names(directory: str, at_most: int | None = None) -> list[str]:
+    """The names of a directory's child cgroups, or of the first few of them. A directory that vanished has none."""
     try:
         with os.scandir(directory) as entries:
-            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            return [entry.name for entry in islice((each for each in entries if each.is_dir(follow_symlinks=False)), at_most)]
     except OSError:
         return []
 

@@ -2,8 +2,9 @@
 """Process events of the whole machine, from the netlink process connector.
 
 Hard facts (drivers/connector/cn_proc.c; checked on 6.18):
-- Only executions and killed processes are let through. Since Linux 6.6 the request to listen may carry a mask; it keeps
-  the kernel from queueing the rest, but it cannot tell threads apart. The classic BPF filter can (pid == tgid).
+- Only executions and killed processes are let through (failed ones while somebody wants to know of them). Since Linux 6.6 the
+  request to listen may carry a mask; it keeps the kernel from queueing the rest, but it cannot tell threads apart. The classic
+  BPF filter can (pid == tgid).
 - The answer to a request is an event of its own (PROC_EVENT_NONE), there when send() returns; a mask hides it. A kernel
   before 6.6 does not answer a request with a mask at all, and no kernel answers from another pid or user namespace.
   From another network namespace send() fails with ECONNREFUSED.
@@ -20,7 +21,7 @@ from typing import NamedTuple
 
 from triaged.errors import InterfaceMissing, KernelError, NotPermitted
 from triaged.kernel.files import translated
-from triaged.kernel.netlink import HEADER, filter_program, open_netlink, read_drops
+from triaged.kernel.netlink import HEADER, attach_filter, filter_program, open_netlink, read_drops
 from triaged.kernel.paths import KernelPaths
 
 INTERFACE = "process connector"
@@ -48,17 +49,32 @@ class Exit(NamedTuple):
     parent: int
 
 
+class Failed(NamedTuple):
+    """A process that ended by itself, with another status than 0. `parent` is the parent's pid at that time."""
+
+    pid: int
+    status: int
+    parent: int
+
+
 class ProcessEventBatch(NamedTuple):
-    """What was waiting. `executed` are pids, in order; `lost`: events were dropped before; `malformed` messages."""
+    """What was waiting. `executed` are pids, in order; `lost`: events were dropped before; `malformed` messages.
+
+    `failed` is empty unless `let_failures_through` was asked for.
+    """
 
     executed: list[int]
     killed: list[Exit]
     lost: bool
     malformed: int
+    failed: list[Failed]
 
 
-def leader_filter() -> bytes:
-    """The filter: executions, processes (not threads) that a signal ended, and answers to requests."""
+def leader_filter(with_failures: bool = False) -> bytes:
+    """The filter: executions, processes (not threads) that a signal ended, and answers to requests.
+
+    `with_failures`: processes that ended with another status than 0, too.
+    """
 
     def word(value: int) -> int:  # a filter reads big-endian, the message is in the machine's order
         return int(struct.unpack("=I", struct.pack(">I", value))[0])
@@ -74,8 +90,8 @@ def leader_filter() -> bytes:
         (to_x, 0, 0, 0),
         (load_word, 0, 0, _PID_AT),
         (equal_x, 0, 2, 0),
-        (load_byte, 0, 0, status_byte),
-        (any_bit, 1, 0, 0x7F),
+        *(((load_word, 0, 0, _STATUS_AT), (equal, 0, 1, 0)) if with_failures else
+          ((load_byte, 0, 0, status_byte), (any_bit, 1, 0, 0x7F))),
         (give, 0, 0, 0),
         (give, 0, 0, 0x40000),
     ))
@@ -118,6 +134,13 @@ class ProcessConnector:
         opened.close()
         raise InterfaceMissing(INTERFACE, "the kernel does not answer (not in the host's pid and user namespace?)", _REMEDY)
 
+    def let_failures_through(self, is_wanted: bool) -> None:
+        """Whether processes that ended by themselves with another status than 0 are told, too. Raises: KernelError."""
+        try:
+            attach_filter(self._socket, leader_filter(is_wanted))
+        except OSError as error:
+            raise translated(error, INTERFACE) from error
+
     def fileno(self) -> int:
         """The descriptor to wait on."""
         return self._socket.fileno()
@@ -135,6 +158,7 @@ class ProcessConnector:
         """
         executed: list[int] = []
         killed: list[Exit] = []
+        failed: list[Failed] = []
         lost = False
         malformed = 0
         buffer = self._buffer
@@ -158,11 +182,13 @@ class ProcessConnector:
             what, pid, _tgid, status, _signal, _parent, parent_tgid = unpack(buffer)
             if what == _EXEC:
                 executed.append(pid)
+            elif what == _EXIT and not status & 0x7F:
+                failed.append(Failed(pid, status, parent_tgid))
             elif what == _EXIT:
                 killed.append(Exit(pid, status & 0x7F, bool(status & 0x80), parent_tgid))
             elif what != _NONE:
                 malformed += 1
-        return ProcessEventBatch(executed, killed, lost, malformed)
+        return ProcessEventBatch(executed, killed, lost, malformed, failed)
 
     def read_drops(self, paths: KernelPaths) -> int:
         """How many events the kernel dropped so far. Raises: KernelError."""

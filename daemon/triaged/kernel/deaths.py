@@ -12,8 +12,9 @@ Hard facts:
 from __future__ import annotations
 
 import os
+import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from triaged.errors import Gone, KernelError
 from triaged.kernel.cgroup_layout import CgroupLayout, read_layout
@@ -38,7 +39,7 @@ class _Beginning:
     counters: tuple[tuple[str, str, int], ...]
     host: int | None
     cpu_limit: Limit
-    relatives: tuple[Relative, ...]
+    relatives: tuple[tuple[Relative, int], ...]
 
 
 class Witness:
@@ -81,7 +82,10 @@ class Witness:
         if began.host is not None:
             host = OomCounter("", f"{self._paths.proc}/vmstat", began.host, self._read_host())
         used = self._cpu_used(process)
-        return KillEvidence(counters, host, used, began.cpu_limit, began.relatives, self._is_empty(process))
+        # Start times count from boot, with the time of suspension.
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        relatives = tuple(replace(each, age_s=max(now - start / _TICKS_PER_S, 0.0)) for each, start in began.relatives)
+        return KillEvidence(counters, host, used, began.cpu_limit, relatives, self._is_empty(process))
 
     def _files(self, process: ProcessIdentity) -> list[tuple[str, str]]:
         try:
@@ -122,15 +126,16 @@ class Witness:
         user, system = record[record.rfind(b")") + 1 :].split()[11:13]
         return (int(user) + int(system)) / _TICKS_PER_S
 
-    def _relatives(self, process: ProcessIdentity) -> tuple[Relative, ...]:
-        found: list[Relative] = []
+    def _relatives(self, process: ProcessIdentity) -> tuple[tuple[Relative, int], ...]:
+        """The processes above it, each with its start in ticks since boot."""
+        found: list[tuple[Relative, int]] = []
         pid = process.ppid
         while pid > 1 and len(found) < _RELATIVES:
             try:
                 parent = read_process(self._paths, pid)
             except KernelError:
                 break
-            found.append(Relative(pid, parent.comm, parent.argv))
+            found.append((Relative(pid, parent.comm, parent.argv), parent.start_ticks))
             pid = parent.ppid
         return tuple(found)
 

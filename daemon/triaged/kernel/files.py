@@ -55,3 +55,23 @@ def read_text(path: str, cap: int = 1 << 20) -> str:
     Raises: as `read_bytes`.
     """
     return read_bytes(path, cap).decode("utf-8", "surrogateescape")
+
+
+def read_at(directory: int, path: str, name: str, cap: int) -> bytes:
+    """The content, at most `cap` bytes, of a file of an open directory, which is called `path` in errors.
+
+    Raises: as `read_bytes`.
+    """
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            parts = [os.read(descriptor, cap)]
+            left = cap - len(parts[0])
+            while parts[-1] and left > 0:  # seq_file gives short reads before the end
+                parts.append(os.read(descriptor, left))
+                left -= len(parts[-1])
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise translated(error, f"{path}/{name}") from error
+    return b"".join(parts)

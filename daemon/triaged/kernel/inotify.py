@@ -17,8 +17,10 @@ import os
 import struct
 from typing import NamedTuple
 
-from triaged.errors import Exhausted, Malformed
-from triaged.kernel.files import translated
+from triaged.errors import Exhausted, KernelError, Malformed
+from triaged.kernel.files import read_text, translated
+from triaged.kernel.paths import KernelPaths
+from triaged.model.limit import Unknown
 
 IN_MODIFY = 0x00000002
 IN_CREATE = 0x00000100
@@ -40,11 +42,25 @@ class InotifyEvent(NamedTuple):
     name: str
 
 
-class Inotify:
-    """One inotify instance. Watches end with `close`."""
+def read_watch_limit(paths: KernelPaths) -> int | Unknown:
+    """How many watches the reader's user may have altogether. Source: /proc/sys/fs/inotify/max_user_watches."""
+    path = f"{paths.proc}/sys/fs/inotify/max_user_watches"
+    try:
+        return int(read_text(path, 64))
+    except (KernelError, ValueError) as error:
+        return Unknown(str(error))
 
-    def __init__(self) -> None:
+
+class Inotify:
+    """One inotify instance. Watches end with `close`.
+
+    `most` bounds the number of its watches: the limit is one for all of a user's programs, and others need some too.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
         """Raises: Exhausted where the user has no instance left (fs.inotify.max_user_instances); InterfaceMissing, KernelError."""
+        self._most = most
+        self._watches: set[int] = set()
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._libc.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
         self._descriptor = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -60,19 +76,32 @@ class Inotify:
     def watch(self, path: str, mask: int) -> int:
         """Watches a file or directory; the number of the watch.
 
-        Raises: Exhausted where the user has no watch left (fs.inotify.max_user_watches); Gone, NotPermitted, KernelError.
+        Raises: Exhausted where the user has no watch left (fs.inotify.max_user_watches), or this instance its share of them;
+        Gone, NotPermitted, KernelError.
         """
+        if self._most is not None and len(self._watches) >= self._most:
+            raise Exhausted("inotify", f"the {self._most} watches that may be taken are", "raise fs.inotify.max_user_watches")
         watch = self._libc.inotify_add_watch(self._descriptor, os.fsencode(path), mask)
         if watch < 0:
             number = ctypes.get_errno()
             if number == errno.ENOSPC:
                 raise Exhausted("inotify", "no watch left for this user", "raise fs.inotify.max_user_watches")
             raise translated(OSError(number, os.strerror(number)), path)
+        self._watches.add(watch)
         return int(watch)
 
     def unwatch(self, watch: int) -> None:
         """Ends a watch; one that the kernel ended meanwhile is no error."""
+        self._watches.discard(watch)
         self._libc.inotify_rm_watch(self._descriptor, watch)
+
+    def __len__(self) -> int:
+        """How many watches there are."""
+        return len(self._watches)
+
+    def __bool__(self) -> bool:
+        """An instance without watches is one all the same."""
+        return True
 
     def read(self) -> list[InotifyEvent]:
         """What is waiting, at most 64 kB of it; empty if nothing is. Never blocks.

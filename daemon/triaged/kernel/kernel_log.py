@@ -4,6 +4,7 @@
 Hard facts (measured on 6.18, 6.12 and 6.1):
 - A read gives one record: "priority,sequence,µs,flags;text\\n", then " KEY=value" lines. Bytes below 32, above 126 and the
   backslash come as \\xNN, so that no name can forge a line. EPIPE: records were overwritten before they were read.
+- Whoever may open it for writing can add records; the kernel lets none of them have its own facility, 0.
 - A record holds at most 1,024 bytes. A longer line goes on in records with the flag `c`: a cgroup path of more than
   about 400 bytes comes in a record of its own, cut at 1,021 bytes.
 - "fork rejected by pids controller" is written for the first refusal of a cgroup only, and names the forking task's cgroup.
@@ -23,7 +24,9 @@ from typing import Union
 
 from triaged.errors import InterfaceMissing, Malformed, NotPermitted
 from triaged.kernel.files import translated
+from triaged.kernel.oom_report import ReportParser
 from triaged.kernel.paths import KernelPaths
+from triaged.model.memory import OomReport
 
 _RECORD_CAP = 8192
 _CUT_AT = 1000  # a path record of so many bytes was cut by the kernel
@@ -42,21 +45,25 @@ _UNPAIRED_CAP = 64
 
 @dataclass(frozen=True)
 class LogRecord:
-    """One record: syslog priority (0 to 7), sequence number, stamp in µs since boot, and the text without escapes."""
+    """One record: syslog priority (0 to 7), sequence number, stamp in µs since boot, and the text without escapes.
+
+    `is_kernels`: the kernel itself wrote it, not a program that logs there.
+    """
 
     priority: int
     sequence: int
     stamp_usec: int
     text: str
     is_continued: bool = False
+    is_kernels: bool = True
 
 
 @dataclass(frozen=True)
 class OomKill:
     """The OOM killer ended one process. `limit_path` is the memory cgroup whose limit was hit, `cgroup_path` the victim's.
 
-    Both are "" where no record says so. `uid` is -1 where it is not known. `text` holds the records.
-    `is_repeated`: the kernel writes and counts this victim a second time (memory.oom.group).
+    Both are "" where no record says so. `uid` is -1 where it is not known. `text` holds the records. `report` is what the kernel
+    wrote before them; `is_repeated`: it writes and counts this victim a second time (memory.oom.group).
     """
 
     pid: int
@@ -68,6 +75,7 @@ class OomKill:
     stamp_usec: int
     text: str
     is_repeated: bool = False
+    report: OomReport | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,7 @@ def parse_record(data: bytes, path: str = "kmsg") -> LogRecord:
         raise Malformed(path, data[:200].decode("latin-1")) from error
     text = _ESCAPE.sub(lambda match: bytes((int(match.group(1), 16),)), rest.partition(b"\n")[0])
     is_continued = len(fields) > 3 and fields[3][:1] in (b"c", b"+")
-    return LogRecord(priority & 7, sequence, stamp, text.decode("utf-8", "surrogateescape"), is_continued)
+    return LogRecord(priority & 7, sequence, stamp, text.decode("utf-8", "surrogateescape"), is_continued, priority >> 3 == 0)
 
 
 @dataclass(frozen=True)
@@ -176,6 +184,7 @@ class _OomLine:
     limit_path: str
     path_and_task: str
     text: str
+    report: OomReport | None = None
 
 
 @dataclass
@@ -185,9 +194,12 @@ class LogParser:
     _open: LogRecord | None = None
     _oom_lines: OrderedDict[int, _OomLine] = field(default_factory=OrderedDict)
     _killed: OrderedDict[int, int] = field(default_factory=OrderedDict)
+    _report: ReportParser = field(default_factory=ReportParser)
 
     def feed(self, record: LogRecord) -> LogEvent | None:
         """The event that this record completes, or None."""
+        if not record.is_kernels:
+            return None
         is_cut = False
         if record.is_continued:
             if self._open is None:
@@ -211,6 +223,7 @@ class LogParser:
         suppressed = _SUPPRESSED.match(text)
         if suppressed:
             return Suppressed(suppressed["who"], int(suppressed["records"]))
+        self._report.feed(text)
         return None
 
     def _take_oom_line(self, record: LogRecord) -> None:
@@ -219,7 +232,7 @@ class LogParser:
             self._open = record  # its path, or what follows the path, comes in the next record
             return
         limit_path = "" if ",task_memcg=" in match.group(2) else match.group(1) or ""
-        line = _OomLine(int(match.group(3)), int(match.group(4)), limit_path, match.group(2), record.text)
+        line = _OomLine(int(match.group(3)), int(match.group(4)), limit_path, match.group(2), record.text, self._report.finish())
         self._oom_lines[line.pid] = line
         if len(self._oom_lines) > _UNPAIRED_CAP:
             self._oom_lines.popitem(last=False)
@@ -243,6 +256,7 @@ class LogParser:
             stamp_usec=record.stamp_usec,
             text=f"{line.text}\n{record.text}" if line else record.text,
             is_repeated=before is not None and line is None and record.stamp_usec - before < 1_000_000,
+            report=line.report if line else None,
         )
 
 

@@ -28,6 +28,11 @@ def shares_network_with_init(paths: KernelPaths) -> bool | None:
     return None if own is None or init is None else own == init
 
 
+def read_namespace(paths: KernelPaths, kind: str) -> str | None:
+    """The caller's own namespace of `kind`, as "user:[4026531837]"; None where this kernel has none."""
+    return _read_link(f"{paths.proc}/self/ns/{kind}")
+
+
 def _read_link(path: str) -> str | None:
     try:
         return os.readlink(path)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from triaged.errors import Gone, Malformed, NotPermitted
 from triaged.kernel.ci_environment import parse_ci_job
-from triaged.kernel.files import read_bytes, translated
+from triaged.kernel.files import read_at, read_bytes, translated
 from triaged.kernel.paths import KernelPaths
 from triaged.model.process import ProcessIdentity
 
@@ -39,11 +39,11 @@ def read_process(paths: KernelPaths, pid: int) -> ProcessIdentity:
     path = f"{paths.proc}/{pid}"
     directory = _open(path)
     try:
-        uid = parse_real_uid(_read(directory, path, "status", _STATUS_CAP), f"{path}/status")
+        uid = parse_real_uid(read_at(directory, path, "status", _STATUS_CAP), f"{path}/status")
         exe = _read_exe(directory, path)
-        argv = parse_argv(_read(directory, path, "cmdline", _ARGV_CAP + 1))
-        cgroups = parse_cgroups(_read(directory, path, "cgroup", _CGROUP_CAP), f"{path}/cgroup")
-        stat = parse_stat(_read(directory, path, "stat", _STAT_CAP), f"{path}/stat")  # last: it says whether the rest holds
+        argv = parse_argv(read_at(directory, path, "cmdline", _ARGV_CAP + 1))
+        cgroups = parse_cgroups(read_at(directory, path, "cgroup", _CGROUP_CAP), f"{path}/cgroup")
+        stat = parse_stat(read_at(directory, path, "stat", _STAT_CAP), f"{path}/stat")  # last: it says whether the rest holds
         if stat.is_exiting and len(cgroups) > 1:
             cgroups = {}
         return ProcessIdentity(pid, stat.start_ticks, stat.ppid, uid, stat.comm, exe, argv, cgroups)
@@ -97,6 +97,11 @@ def read_cgroup_record(paths: KernelPaths, pid: int) -> bytes:
     return record
 
 
+def read_comm(paths: KernelPaths, pid: int) -> str:
+    """The comm of a process, raw. Raises: Gone, NotPermitted."""
+    return read_bytes(f"{paths.proc}/{pid}/comm", 64).decode("utf-8", "surrogateescape").removesuffix("\n")
+
+
 def read_start_ticks(paths: KernelPaths, pid: int) -> int:
     """When the process began, in clock ticks since boot; with the pid it names the process for good.
 
@@ -106,7 +111,7 @@ def read_start_ticks(paths: KernelPaths, pid: int) -> int:
     path = f"{paths.proc}/{pid}"
     directory = _open(path)
     try:
-        return parse_stat(_read(directory, path, "stat", _STAT_CAP), f"{path}/stat").start_ticks
+        return parse_stat(read_at(directory, path, "stat", _STAT_CAP), f"{path}/stat").start_ticks
     finally:
         os.close(directory)
 
@@ -120,8 +125,25 @@ def read_ci_job(paths: KernelPaths, pid: int) -> str:
     path = f"{paths.proc}/{pid}"
     directory = _open(path)
     try:
-        return parse_ci_job(_read(directory, path, "environ", _ENVIRONMENT_CAP))
+        return parse_ci_job(read_at(directory, path, "environ", _ENVIRONMENT_CAP))
     except NotPermitted:
+        return ""
+    finally:
+        os.close(directory)
+
+
+def read_variable(paths: KernelPaths, pid: int, name: str) -> str:
+    """A variable of a process's environment, as it was at exec; "".
+
+    Source: /proc/PID/environ, its first 64 KiB. Raises: Gone, NotPermitted.
+    """
+    path = f"{paths.proc}/{pid}"
+    directory = _open(path)
+    try:
+        wanted = f"{name}=".encode()
+        for entry in read_at(directory, path, "environ", _ENVIRONMENT_CAP).split(b"\0"):
+            if entry.startswith(wanted):
+                return os.fsdecode(entry[len(wanted):])
         return ""
     finally:
         os.close(directory)
@@ -219,22 +241,6 @@ def _open(path: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise translated(error, path) from error
-
-
-def _read(directory: int, path: str, name: str, cap: int) -> bytes:
-    try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-        try:
-            parts = [os.read(descriptor, cap)]
-            left = cap - len(parts[0])
-            while parts[-1] and left > 0:  # seq_file gives short reads before the end
-                parts.append(os.read(descriptor, left))
-                left -= len(parts[-1])
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise translated(error, f"{path}/{name}") from error
-    return b"".join(parts)
 
 
 def _escaped(record: bytes) -> str:

@@ -2,16 +2,24 @@
 """Which processes there are and were: what was read while they lived, for the time after."""
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from sys import intern
 
 from triaged.errors import Gone, KernelError, NotPermitted
 from triaged.kernel.build_info import BuildInfoCache
 from triaged.kernel.go_module import read_package_in
 from triaged.kernel.paths import KernelPaths
-from triaged.kernel.process import parse_cgroups, pids, read_cgroup_record, read_ci_job, read_exe, read_process, read_start_ticks
+from triaged.kernel.process import (
+    parse_cgroups,
+    pids,
+    read_cgroup_record,
+    read_ci_job,
+    read_comm,
+    read_exe,
+    read_process,
+    read_start_ticks,
+)
 from triaged.model.process import ProcessIdentity, WorkloadMatch
 from triaged.model.workload import PackageFrom, WorkloadDefinition, match_workload
 
@@ -22,11 +30,11 @@ _PARSED_CAP = 256
 class ProcessTable:
     """Processes by pid, the newest `cap` of them; what was forgotten for lack of room is counted in `forgotten`.
 
-    Of a process of no workload that was only seen to be executed, as little as is needed is kept (about 160 bytes).
+    Of a process of no workload that was only seen to be executed, as little as is needed is kept (about 100 bytes).
     Live processes of workloads are kept apart from the rest (`workload_processes`), at most `cap` too.
     `unreadable_programs` counts executables that were no sound ELF files; `unreadable_processes` are those whose
-    executable the last look through /proc might not read. `on_first_workload` is called, in whatever thread reads, when a
-    process of a workload is found and none lived before.
+    executable the last look through /proc might not read. `on_new_place` is called, in whatever thread reads, when a
+    process of a workload is found in a cgroup in which none lived.
     """
 
     def __init__(self, paths: KernelPaths, workloads: Sequence[WorkloadDefinition], cap: int = 4096) -> None:
@@ -34,13 +42,15 @@ class ProcessTable:
         self._definitions = tuple(workloads)
         self._cap = cap
         self._known: OrderedDict[int, ProcessIdentity] = OrderedDict()
-        self._brief: dict[int, tuple[str, Mapping[str, str]]] = {}
+        self._brief: dict[int, tuple[str, str, Mapping[str, str]]] = {}
+        self._inherited: OrderedDict[int, None] = OrderedDict()
         self._live: dict[int, ProcessIdentity] = {}
-        self._parsed: dict[bytes, Mapping[str, str]] = {}
+        self._parsed: dict[tuple[str, str, bytes], tuple[str, str, Mapping[str, str]]] = {}
         self._answers: dict[str, bool] = {}
         self._build_infos = BuildInfoCache()
         self._executed_in: dict[tuple[int, int], str] = {}
-        self.on_first_workload: Callable[[], None] = lambda: None
+        self._places: Counter[str] = Counter()
+        self.on_new_place: Callable[[], None] = lambda: None
         self.forgotten = 0
         self.unreadable_programs = 0
         self.unreadable_processes = 0
@@ -54,6 +64,11 @@ class ProcessTable:
             answer = any(pattern.matches_exe(exe) for definition in self._definitions for pattern in definition.processes)
             self._answers[exe] = answer
         return answer
+
+    def role_by_exe(self, exe: str) -> str:
+        """What a process that is gone may have been, by the name of its program alone: a workload's role, or ""."""
+        patterns = (pattern for definition in self._definitions for pattern in definition.processes)
+        return next((pattern.role for pattern in patterns if pattern.matches_exe(exe)), "")
 
     def read(self, pid: int) -> ProcessIdentity:
         """A live process, with its workload and CI job; remembers it.
@@ -78,20 +93,24 @@ class ProcessTable:
             return self.last_known(pid)
 
     def remember_executed(self, pid: int, exe: str) -> None:
-        """Keeps of a process of no workload what a later record cannot tell: its cgroup. About 20 µs.
+        """Keeps of a process of no workload what a later record cannot tell: its cgroup; and its comm, which tells whether the
+        record speaks of the same process. About 30 µs.
 
         Raises: Gone, NotPermitted, Malformed.
         """
         record = read_cgroup_record(self._paths, pid)
-        cgroups = self._parsed.get(record)
-        if cgroups is None:
+        comm = read_comm(self._paths, pid)
+        # Most are the same few programs in the same few places: they share what is kept.
+        brief = self._parsed.get((exe, comm, record))
+        if brief is None:
             if len(self._parsed) >= _PARSED_CAP:
                 self._parsed.clear()
-            cgroups = self._parsed[record] = parse_cgroups(record, f"{self._paths.proc}/{pid}/cgroup")
+            brief = self._parsed[exe, comm, record] = (exe, comm, parse_cgroups(record, f"{self._paths.proc}/{pid}/cgroup"))
         self._known.pop(pid, None)
-        self._live.pop(pid, None)
+        self._inherited.pop(pid, None)
+        self._drop_live(pid)
         self._brief.pop(pid, None)  # the newest goes to the end
-        self._brief[pid] = (intern(exe), cgroups)
+        self._brief[pid] = brief
         if len(self._brief) > self._cap:
             del self._brief[next(iter(self._brief))]
             self.forgotten += 1
@@ -112,29 +131,31 @@ class ProcessTable:
         """What was last read of a pid, without looking again."""
         identity = self._known.get(pid)
         if identity is None and pid in self._brief:
-            exe, cgroups = self._brief[pid]
-            identity = ProcessIdentity(pid=pid, exe=exe, cgroups=cgroups)
+            exe, comm, cgroups = self._brief[pid]
+            identity = ProcessIdentity(pid=pid, comm=comm, exe=exe, cgroups=cgroups)
         return identity
 
     def remember(self, identity: ProcessIdentity) -> None:
         """Keeps an identity; the least recently remembered one makes room."""
         self._brief.pop(identity.pid, None)
+        self._inherited.pop(identity.pid, None)
         self._known[identity.pid] = identity
         self._known.move_to_end(identity.pid)
         if len(self._known) > self._cap:
             self._known.popitem(last=False)
             self.forgotten += 1
         if identity.workload is None:
-            self._live.pop(identity.pid, None)
+            self._drop_live(identity.pid)
         elif identity.pid in self._live or len(self._live) < self._cap:
-            is_first = not self._live
+            self._drop_live(identity.pid)
             self._live[identity.pid] = identity
+            self._places[identity.cgroup] += 1
             if identity.cgroup:
                 self._executed_in.setdefault((identity.pid, identity.start_ticks), identity.cgroup)
                 if len(self._executed_in) > self._cap:
                     del self._executed_in[next(iter(self._executed_in))]
-            if is_first:
-                self.on_first_workload()
+            if self._places[identity.cgroup] == 1:
+                self.on_new_place()
         else:
             self.forgotten += 1
 
@@ -148,6 +169,13 @@ class ProcessTable:
         origin = self.last_known(parent) or (self.identify(parent) if may_look else None)
         if origin is not None:
             self.remember(replace(known, ppid=parent, cgroups=origin.cgroups))
+            self._inherited[pid] = None
+            if len(self._inherited) > self._cap:
+                self._inherited.popitem(last=False)
+
+    def is_inherited(self, pid: int) -> bool:
+        """Whether the cgroup that is known of a process is only its parent's: it may have been put elsewhere meanwhile."""
+        return pid in self._inherited
 
     def workload_processes(self) -> list[ProcessIdentity]:
         """The processes of workloads that live as far as is known."""
@@ -157,8 +185,15 @@ class ProcessTable:
         """Takes note that a process of a workload ended; what was read of it is kept."""
         live = self._live.get(identity.pid)
         if live is not None and live.start_ticks == identity.start_ticks:
-            del self._live[identity.pid]
+            self._drop_live(identity.pid)
         self._executed_in.pop((identity.pid, identity.start_ticks), None)
+
+    def _drop_live(self, pid: int) -> None:
+        live = self._live.pop(pid, None)
+        if live is not None:
+            self._places[live.cgroup] -= 1
+            if not self._places[live.cgroup]:
+                del self._places[live.cgroup]
 
     def executed_in(self, identity: ProcessIdentity) -> str:
         """The cgroup in which a live process of a workload was first seen; '' where that was not noted."""

@@ -78,11 +78,15 @@ class Stopped:
         pause = 0.00002
         while True:
             try:
-                pid, status = os.waitpid(self.pid, os.WNOHANG | WALL)
+                # Only looked at: of a child of ours the end is for whoever waits for it.
+                result = os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT | WALL)
+                if result is not None and result.si_code in (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED):
+                    raise Gone(f"/proc/{self.pid}")
+                result = os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG | WALL)
             except ChildProcessError as error:
                 raise Gone(f"/proc/{self.pid}") from error
-            if pid:
-                return status
+            if result is not None:
+                return result.si_status << 8 | 0x7F  # as waitpid(2) gives it
             if time.monotonic() > deadline:
                 text = f"did not stop within {self.timeout_s:g} s (uninterruptible sleep?)"
                 raise KernelError(f"/proc/{self.pid}", text, "try again")

@@ -118,6 +118,12 @@ def container_of(path: str) -> Container | None:
     return None
 
 
+def pod_of(path: str) -> str:
+    """The UID of the Kubernetes pod that the cgroup is or lies in, or ''."""
+    found = _POD.findall(path)
+    return found[-1].replace("_", "-") if found else ""
+
+
 def ancestors_of(path: str) -> tuple[str, ...]:
     """The path and every ancestor of it, innermost first, ending in '/'."""
     out = []

@@ -11,8 +11,10 @@ from typing import Union
 
 from triaged.model.cgroup import CgroupId
 from triaged.model.cpu import CpuQuota, GoProcess
+from triaged.model.io import IoLimit
 from triaged.model.killed import KillEvidence
 from triaged.model.limit import Limit, Unknown
+from triaged.model.memory import MemoryDetail, MemorySample, OomReport
 from triaged.model.process import ProcessIdentity
 from triaged.model.requirement import ParameterRequirement, PlacementRequirement, ResourceLimitRequirement
 from triaged.model.usage import Usage
@@ -52,7 +54,8 @@ class ResourceLimitFacts:
 class CgroupLimit:
     """A limit at one cgroup: the file that holds it, its value, and what is in use there. Units: tasks or bytes.
 
-    `unit` is the systemd unit of exactly this cgroup ("" if it is none's).
+    `unit` is the systemd unit of exactly this cgroup ("" if it is none's). `origin` says what set it (a unit file and line),
+    or is "" where nobody looked.
     """
 
     cgroup: CgroupId
@@ -60,6 +63,7 @@ class CgroupLimit:
     limit: Limit
     used: int | Unknown
     unit: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,9 @@ class PidsFacts:
     """Forks that a pids.max refused in a cgroup since the last look (`forks_refused`; `forks_refused_total` since it was made).
 
     `cgroup` is where the refusals were counted. `owner` is the cgroup whose limit was full: itself or an ancestor; None where the
-    evidence does not decide. `record` is the kernel log line, if one was seen. `process` is a process that was
-    refused or lives there, if known.
+    evidence does not decide. `record` is the kernel log line, if one was seen. `process` is a process that lives there or
+    below, if one is known: the kernel does not say which one was refused. `others` are the other limits on tasks as they stood
+    then, which give the same error.
     """
 
     cgroup: CgroupId
@@ -80,6 +85,7 @@ class PidsFacts:
     record: str = ""
     process: ProcessIdentity | None = None
     before_start: bool = False
+    others: tuple[Usage, ...] = ()
     time_usec: int = 0
 
 
@@ -87,8 +93,11 @@ class PidsFacts:
 class OomFacts:
     """Tasks that the OOM killer ended. `owner` is the cgroup whose memory limit was hit; None for a host-wide OOM.
 
-    `cgroup` is the victim's. `kills` counts them since the last look. `record` is the kernel log line, if it was seen;
-    `victim` is the killed process as far as it is known. `is_host_wide`: no cgroup limit was involved.
+    `cgroup` is the victim's; where `is_place_known` is false it was somewhere below. `kills` counts them since the last look.
+    `record` is the kernel log line, if it was seen; `victim` is the killed process as far as it is known. `is_host_wide`: no
+    cgroup limit was involved. `report` is what the kernel wrote at that moment, `detail` what the owner's files said afterwards,
+    `samples` its memory in the minute before, where it was being watched, oldest first. `candidates` are the cgroups that vanished
+    at about that time, where the place is not known otherwise; `unit_result` is what systemd says, where that told the place.
     """
 
     cgroup: CgroupId
@@ -98,7 +107,13 @@ class OomFacts:
     counter_file: str = ""
     record: str = ""
     is_host_wide: bool = False
+    is_place_known: bool = True
     before_start: bool = False
+    report: OomReport | None = None
+    detail: MemoryDetail | None = None
+    samples: tuple[MemorySample, ...] = ()
+    candidates: tuple[str, ...] = ()
+    unit_result: str = ""
     time_usec: int = 0
 
 
@@ -108,7 +123,8 @@ class SeccompFacts:
 
     `action` is the kernel's name of the filter's return value: KILL_PROCESS, KILL_THREAD, TRAP, ERRNO, USER_NOTIF, TRACE, LOG.
     `syscall` is its name, or its number as text where the table has no name. `arch` is as in "x86_64".
-    `errno` is the ERRNO action's value, else 0. `record` is the first record's text.
+    `errno` is the ERRNO action's value, else 0. `record` is the first record's text. `interval_usec` is the time in which they
+    came, where they were part of a stream, else 0.
     """
 
     process: ProcessIdentity
@@ -121,6 +137,7 @@ class SeccompFacts:
     errno: int = 0
     record: str = ""
     time_usec: int = 0
+    interval_usec: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,13 +145,14 @@ class PlacementFacts:
     """Where a process of a known workload runs, judged against one placement requirement.
 
     `slice_origin` says where the slice comes from, as far as it could be read (a unit file, none). `way` is read where the place is
-    forbidden.
+    forbidden, and `slice_unit` is what systemd says of the slice, where it was asked.
     """
 
     process: ProcessIdentity
     requirement: PlacementRequirement
     slice_origin: str = ""
     way: Way | None = None
+    slice_unit: str = ""
     time_usec: int = 0
 
 
@@ -158,7 +176,7 @@ class CpuFacts:
 
     `quota` is where the periods were counted; `chain` are the quotas from the first process's own cgroup to the root, innermost
     first. Units: periods; µs. `throttled_usec` is summed over the CPUs on which tasks had to wait, `stalled_usec` is the time
-    in which no task of the cgroup could run (PSI cpu full; Unknown on version 1).
+    in which no task of the cgroup could run (PSI cpu full; Unknown on version 1). `origin` says what set the quota, or is "".
     """
 
     quota: CpuQuota
@@ -170,6 +188,7 @@ class CpuFacts:
     throttled_usec: int
     stalled_usec: int | Unknown
     counter_file: str = ""
+    origin: str = ""
     time_usec: int = 0
 
 
@@ -204,6 +223,38 @@ class PressureFacts:
     interval_usec: int
     file: str
     limits: tuple[tuple[str, str], ...] = ()
+    processes: tuple[ProcessIdentity, ...] = ()
+    time_usec: int = 0
+
+
+@dataclass(frozen=True)
+class IoFacts:
+    """What a cgroup with I/O limits read and wrote since the last look.
+
+    `stalled_usec` is how long all its tasks waited for a device (PSI io full). `limits` is empty where there is none any more.
+    `origin` says what set them, or is "".
+    """
+
+    cgroup: CgroupId
+    limits: tuple[IoLimit, ...]
+    stalled_usec: int | Unknown
+    interval_usec: int
+    file: str
+    counter_file: str
+    unit: str = ""
+    origin: str = ""
+    processes: tuple[ProcessIdentity, ...] = ()
+    time_usec: int = 0
+
+
+@dataclass(frozen=True)
+class HugePagesFacts:
+    """Huge pages of one size that a cgroup's limit refused since the last look (`owner`; version 1 counts them as failcnt)."""
+
+    owner: CgroupLimit
+    page_size: str
+    refused: int
+    counter_file: str
     processes: tuple[ProcessIdentity, ...] = ()
     time_usec: int = 0
 
@@ -244,6 +295,50 @@ class HeadroomFacts:
 
 
 @dataclass(frozen=True)
+class RefusedCall:
+    """A call that a workload makes and that filters refuse. `answer` as ERRNO(EPERM); `shows` is what the program prints.
+
+    `workloads` are those that do not work without the call.
+    """
+
+    call: str
+    answer: str
+    shows: str = ""
+    workloads: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """What filters refuse of what is known to be needed: calls that `breaks` a workload, those that all of them do without
+    (`harmless`), and sentences about what only some packages do (`features`). `measured` says where the needs come from.
+    """
+
+    breaks: tuple[RefusedCall, ...] = ()
+    harmless: tuple[RefusedCall, ...] = ()
+    features: tuple[str, ...] = ()
+    toolchain: str = ""
+    measured: str = ""
+
+
+@dataclass(frozen=True)
+class FilterFacts:
+    """The seccomp filters of a workload's process that failed (`ending`: "exit status 1"), read from its living parent `heir`.
+
+    `filters_then` is how many the failed one had when it was executed (-1: not known), `filters` how many were read, `logged` of
+    how many of these every refusal is recorded.
+    """
+
+    process: ProcessIdentity
+    ending: str
+    filters_then: int
+    heir: ProcessIdentity
+    filters: int
+    logged: int
+    refusals: Refusals
+    time_usec: int = 0
+
+
+@dataclass(frozen=True)
 class SubjectGone:
     """A cgroup (`cgroup`) or process (`process`) that findings may be about no longer exists."""
 
@@ -254,5 +349,6 @@ class SubjectGone:
 
 Fact = Union[
     ParameterFacts, ResourceLimitFacts, PidsFacts, OomFacts, SeccompFacts, PlacementFacts, ExitFacts, CpuFacts,
-    MemoryHighFacts, PressureFacts, CpusetFacts, FrozenFacts, HeadroomFacts, SubjectGone,
+    MemoryHighFacts, PressureFacts, IoFacts, HugePagesFacts, CpusetFacts, FrozenFacts, HeadroomFacts, FilterFacts,
+    SubjectGone,
 ]

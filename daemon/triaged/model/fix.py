@@ -82,7 +82,10 @@ class SetUnitProperty:
 
 @dataclass(frozen=True)
 class SetUnitSetting:
-    """Set what systemd takes only from unit files (LimitXXX=, Slice=) by a drop-in of our own, from the unit's next start on."""
+    """Set what systemd takes only from unit files by a drop-in of our own, from the unit's next start on.
+
+    LimitXXX= and Slice= are set; SystemCallFilter= is added to: `value` are the calls that the unit is to be allowed besides.
+    """
 
     unit: str
     name: str
@@ -98,7 +101,10 @@ class SetUnitSetting:
 
     @property
     def title(self) -> str:
-        return f"sets {self.name}={self.value} of {self.unit} by a drop-in, from its next start on"
+        how = f"of {self.unit} by a drop-in, from its next start on"
+        if self.name == "SystemCallFilter":
+            return f"allows {', '.join(self.value.split())} in {self.name}= {how}"
+        return f"sets {self.name}={self.value} {how}"
 
     @property
     def commands(self) -> tuple[Argv, ...]:

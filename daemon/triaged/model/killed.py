@@ -2,10 +2,12 @@
 """What speaks for and against the causes of a SIGKILL."""
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from triaged.model.limit import UNLIMITED, Limit, Unknown
 
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _KILL = frozenset({"KILL", "SIGKILL", "9"})
 
 
@@ -28,11 +30,12 @@ class OomCounter:
 
 @dataclass(frozen=True)
 class Relative:
-    """A process above the killed one. `command` are its arguments."""
+    """A process above the killed one. `command` are its arguments, `age_s` is for how long it had lived at the kill, if known."""
 
     pid: int
     comm: str
     command: tuple[str, ...] = ()
+    age_s: float | None = None
 
     @property
     def is_killing_timeout(self) -> bool:
@@ -48,6 +51,35 @@ class Relative:
             if (word in ("-s", "--signal") and after in _KILL) or word.removeprefix("--signal=").removeprefix("-s") in _KILL:
                 return True
         return False
+
+
+    @property
+    def kills_after_s(self) -> float | None:
+        """After how many seconds timeout(1) sends SIGKILL; None where its arguments do not tell, or it never does."""
+        signal, grace, words = "", 0.0, list(self.command[1:])
+        while words and words[0].startswith("-"):
+            word = words.pop(0)
+            name, separator, value = word.partition("=")
+            if not separator and word in ("-s", "--signal", "-k", "--kill-after") and words:
+                name, value = word, words.pop(0)
+            elif word[:2] in ("-s", "-k") and len(word) > 2:
+                name, value = word[:2], word[2:]
+            if name in ("-s", "--signal"):
+                signal = value
+            elif name in ("-k", "--kill-after"):
+                grace = _seconds(value)
+        after = _seconds(words[0]) if words else 0.0
+        if after <= 0:
+            return None
+        if signal in _KILL:
+            return after
+        return after + grace if grace > 0 else None
+
+
+def _seconds(text: str) -> float:
+    """A duration of timeout(1) in s; 0 where it is none (and where it means: never)."""
+    match = re.fullmatch(r"(\d*\.?\d+|\d+\.)([smhd]?)", text)
+    return float(match.group(1)) * _UNITS[match.group(2)] if match else 0.0
 
 
 @dataclass(frozen=True)

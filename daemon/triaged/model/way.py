@@ -11,13 +11,14 @@ from triaged.model.cgroup import container_of, unit_of
 
 _RUN_UNIT = re.compile(r"^run-(?:u|r|p)[0-9a-f]+(?:-i\d+)?\.(scope|service)$")
 _SESSION = re.compile(r"^session-[0-9c]+\.scope$")
+_CONTAINER_RUNTIME = "container runtime"
 _STARTERS = (
     ("sudo", ("sudo", "sudo-rs")),
     ("su", ("su", "runuser", "setpriv", "doas", "pkexec", "run0")),
     ("systemd-run", ("systemd-run",)),
     ("cron", ("cron", "crond", "anacron", "atd", "fcron")),
     ("ssh", ("sshd", "sshd-session", "dropbear")),
-    ("container runtime", ("containerd-shim", "containerd-shim-runc-v2", "conmon", "runc", "crun", "docker-init", "buildkitd")),
+    (_CONTAINER_RUNTIME, ("containerd-shim", "containerd-shim-runc-v2", "conmon", "runc", "crun", "docker-init", "buildkitd")),
     ("CI runner", (
         "Runner.Listener", "Runner.Worker", "gitlab-runner", "buildkite-agent", "act_runner", "forgejo-runner", "drone-runner-exec",
         "circleci-agent", "agent.listener", "agent.worker", "woodpecker-agent",
@@ -86,6 +87,11 @@ class Way:
         return next((step for step in reversed(here) if step.is_workload and step.start_ticks), self.steps[0])
 
     @property
+    def is_in_container(self) -> bool:
+        """Whether a container runtime is among the ancestors: what it starts is in a container, whatever its cgroup is called."""
+        return any(step.starter == _CONTAINER_RUNTIME for step in self.steps[1:])
+
+    @property
     def arrival(self) -> Arrival:
         """How the process came to be where it is."""
         here = self.steps[0].cgroup
@@ -116,6 +122,9 @@ class Way:
             found.append(f"service {unit}")
         elif container_of(self.steps[0].cgroup):
             found.append("a container runtime")
+        elif unit.endswith(".scope") and unit != "init.scope" and not found:
+            # systemd-run executes the command in its own place: nothing of it is left among the ancestors.
+            found.append("systemd-run --scope, or another that asked systemd for a scope")
         return ", ".join(dict.fromkeys(found))
 
 
