@@ -12,9 +12,14 @@ from triaged.errors import KernelError
 from triaged.kernel.files import read_text
 from triaged.kernel.paths import KernelPaths
 from triaged.kernel.process_table import ProcessTable
+from triaged.model.facts import Refusals
+from triaged.model.filters import FilterDump
+from triaged.model.process import ProcessIdentity
 from triaged.policy import Policies, load_policies
 from triaged.rules import RULES
 from triaged.sources import SOURCE_NAMES, Parts, build_sources
+from triaged.sources.failures import Failures
+from triaged.sources.filter_reader import FilterReader
 from triaged.sources.ledger import Ledger
 from triaged.sources.source import Source, SourceState, SourceStatus
 from triaged.store import Store
@@ -55,8 +60,10 @@ def read_boot_id(kernel: KernelPaths) -> str:
         return ""
 
 
-def assemble(settings: Settings, store: Store, kernel: KernelPaths) -> Assembly:
+def assemble(settings: Settings, store: Store, kernel: KernelPaths, filters: FilterReader | None = None) -> Assembly:
     """Builds the sources that the configuration does not switch off, and the engine above `store`.
+
+    `filters` reads the seccomp filters of processes (None: nobody does).
 
     Raises: ConfigError for a wrong workload definition.
     """
@@ -69,9 +76,18 @@ def assemble(settings: Settings, store: Store, kernel: KernelPaths) -> Assembly:
         placements=settings.policies.placements,
         counters=store,
         ledger=Ledger(),
+        judge_filters=_judge_filters,
+        failures=Failures(),
+        filters=filters,
     )
     sources = tuple(source for source in build_sources(parts) if source.name not in settings.config.disabled_sources)
     return Assembly(sources, Engine(RULES, store), table)
+
+
+def _judge_filters(dump: FilterDump, process: ProcessIdentity) -> Refusals:
+    from triaged.filter_inspection import refusals_of  # a megabyte that is not needed before a test has failed under a filter
+
+    return refusals_of(dump, process)
 
 
 def look_once(assembly: Assembly, store: Store, progress: Callable[[str], None] = lambda name: None) -> Iterator[SourceStatus]:

@@ -61,21 +61,24 @@ class Item:
 ReadParameter = Callable[[str], str]
 
 
-def check(policies: Policies, paths: KernelPaths, *, pid: int = 0, read: ReadParameter | None = None) -> Iterator[Item]:
+def check(
+    policies: Policies, paths: KernelPaths, *, pid: int = 0, read: ReadParameter | None = None, network: str = ""
+) -> Iterator[Item]:
     """Each item of the policies, in their order; conflicts last. Resource limits are judged for the process `pid`, if one is given.
 
-    `read` reads a parameter in the place that is meant (a workload's network namespace); this one's by default.
+    `read` reads a parameter in the place that is meant; this one's by default. `network` names the network namespace
+    in which it reads net.*, '' if it is this one.
     """
     read = read or ParameterReader(paths).read
     for wanted in policies.parameters:
-        yield _parameter(wanted, paths, read)
+        yield _parameter(wanted, paths, read, network if wanted.key.startswith("net.") else "")
     for limit in policies.limits:
         yield _limit(limit, paths, pid)
     for conflict in policies.conflicts:
         yield Item(conflict.subject, Outcome.CONFLICT, " / ".join(conflict.wishes), detail=conflict.summary)
 
 
-def _parameter(wanted: ParameterRequirement, paths: KernelPaths, read: ReadParameter) -> Item:
+def _parameter(wanted: ParameterRequirement, paths: KernelPaths, read: ReadParameter, network: str) -> Item:
     def item(outcome: Outcome, value: str = "", origin: str = "", detail: str = "") -> Item:
         return Item(
             wanted.key, outcome, wanted.wish, value, origin, wanted.severity.word, wanted.policy, wanted.origin, wanted.why,
@@ -88,10 +91,11 @@ def _parameter(wanted: ParameterRequirement, paths: KernelPaths, read: ReadParam
         if wanted.operator is Operator.PRESENT:
             return item(Outcome.FAIL, detail=f"there is no {parameter_path(paths, wanted.key)}")
         where = f" (it exists on {wanted.exists_on})" if wanted.exists_on else ""
-        return item(Outcome.ABSENT, detail=f"this kernel has no such parameter{where}")
+        what = f"{network} has no such parameter" if network else "this kernel has no such parameter"
+        return item(Outcome.ABSENT, detail=f"{what}{where}")
     except KernelError as error:
         return item(Outcome.UNKNOWN, detail=error.shown())
-    origin = read_origin(paths, wanted.key, value)
+    origin = f"{network}, which files of sysctl.d do not reach" if network else read_origin(paths, wanted.key, value)
     granted = wanted.is_granted_by(value)
     if granted is None:
         return item(Outcome.UNKNOWN, value, origin, f"{value!r} cannot be compared with {wanted.wish}")

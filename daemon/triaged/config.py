@@ -49,7 +49,7 @@ class Config:
     log_level: LogLevel = LogLevel.INFO
     state_directory: str = ""
     disabled_sources: tuple[str, ...] = ()
-    findings_cap: int = 1000
+    findings_cap: int = 2000
     closed_kept_s: int = 7 * 86400
     origin: tuple[str, ...] = ()
 
@@ -115,7 +115,8 @@ def load_config(
         return defaults
     documents = [read_document(path) for path in files]
     table = Table(tuple(Layer(document, (), document.data) for document in documents))
-    findings = table.table("findings")
+    table.expect("policies", "log-level", "state-directory", "disabled-sources", "findings")
+    findings = table.table("findings").expect("cap", "closed-kept-days")
     config = Config(
         policies=table.strings("policies", defaults.policies),
         log_level=table.choice("log-level", LogLevel, defaults.log_level),
@@ -125,8 +126,6 @@ def load_config(
         closed_kept_s=findings.integer("closed-kept-days", defaults.closed_kept_s // 86400, at_least=0, at_most=3650) * 86400,
         origin=tuple(files),
     )
-    findings.finish()
-    table.finish()
     for index, policy in enumerate(config.policies):
         if not policy or "/" in policy or policy.startswith("."):
             raise table.error(f"{policy!r} is not the name of a policy", "policies", index)
@@ -141,10 +140,10 @@ def load_config(
 
 def parse_workload(layer: Layer) -> WorkloadDefinition:
     """The definition that a file of workloads.d holds. Raises: ConfigError."""
-    table = Table((layer,))
+    table = Table((layer,)).expect("name", "title", "process")
     patterns = []
     for entry in table.tables("process"):
-        process = Table((entry,))
+        process = Table((entry,)).expect("role", "exe-names", "subcommand", "options-with-value", "arguments", "package-from")
         pattern = ProcessPattern(
             role=process.string("role"),
             exe_names=process.strings("exe-names"),
@@ -153,12 +152,10 @@ def parse_workload(layer: Layer) -> WorkloadDefinition:
             arguments=process.strings("arguments", ()),
             package_from=process.choice("package-from", PackageFrom, PackageFrom.NONE),
         )
-        process.finish()
         if not pattern.exe_names:
             raise process.error("'exe-names' is empty: no process could match", "exe-names")
         patterns.append(pattern)
     definition = WorkloadDefinition(table.string("name"), table.string("title"), tuple(patterns), layer.document.path)
-    table.finish()
     if not patterns:
         raise table.error("no [[process]]: nothing could match")
     return definition

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import logging
 import os
+import select
 import shlex
 import signal
+import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import sdnotify
@@ -19,32 +21,38 @@ from triaged.assembly import Assembly, Settings, assemble, load_settings, read_b
 from triaged.bus import address as bus_address
 from triaged.bus.authority import Authority
 from triaged.bus.client import can_own_name
-from triaged.bus.helper_client import HelperFixer
-from triaged.bus.inspections import Inspections
+from triaged.bus.explanations import Explanations
+from triaged.bus.helper_client import HelperFilters, HelperFixer, HelperTraces
+from triaged.bus.inspections import FilterAnswer, Inspections, Network
 from triaged.bus.repairs import FixEvent, FixEventKind, Repairs
 from triaged.bus.service import MANAGER, MANAGER_PATH, SERVICE_NAME, BusState, Service
 from triaged.bus.service import Change as BusChange
+from triaged.bus.traces import Traces
+from triaged.bus.unit_witness import UnitWitness
 from triaged.changes import Subscription, What
-from triaged.errors import BusError, ConfigError, KernelError
-from triaged.fixers.fixer import Fixer
+from triaged.errors import BusError, ConfigError, Gone, KernelError, TriagedError
+from triaged.fixers.fixer import DeferredFixer, Fixer
 from triaged.kernel.paths import KernelPaths
-from triaged.kernel.process import read_process
+from triaged.kernel.process import read_process, read_start_ticks
+from triaged.model.cause import Blamed
 from triaged.model.facts import Fact
 from triaged.model.finding import Finding, State
 from triaged.model.quoting import shown
 from triaged.model.usage import Usage
-from triaged.policy import load_policies
+from triaged.policy import Policies, load_policies
 from triaged.publish.alerts import Event, JournalPublisher
 from triaged.publish.journal import Journal
 from triaged.rules.rule import Rule
-from triaged.sources.source import SourceState, SourceStatus
+from triaged.sources.filter_reader import ChosenFilters, LocalFilters
+from triaged.sources.source import SourceState, SourceStatus, numberless
 from triaged.store import Store, StoreStatus
-from triaged.tasks import TaskGroup, keep_watching, wait_ended
+from triaged.tasks import FleetingThreads, TaskGroup, keep_watching, wait_ended
 
 log = logging.getLogger(__name__)
 
 STATUS_AT_MOST_EVERY_S = 1.0
 READY_AT_THE_LATEST_S = 20.0
+_ORIGINALS = "originals"
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,8 @@ class Daemon:
             closed_kept_s=settings.config.closed_kept_s,
             boot=read_boot_id(options.kernel),
         )
-        self._assembly = assemble(settings, self.store, options.kernel)
+        self._filters = ChosenFilters(LocalFilters(options.kernel))
+        self._assembly = assemble(settings, self.store, options.kernel, self._filters)
         self._watching: list[asyncio.Task[None]] = []
         self._notifier = sdnotify.SystemdNotifier()
         if self._notifier.socket is not None:
@@ -83,12 +92,14 @@ class Daemon:
         self._group: TaskGroup | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._service: Service | None = None
+        self._witness: UnitWitness | None = None
         self._is_ready = False
         self._ready = asyncio.Event()
         self._bus_told = asyncio.Event()
         self._told: dict[str, tuple[SourceState, str]] = {}
         self._status_later: asyncio.TimerHandle | None = None
         self._reload_wanted = asyncio.Event()
+        self._stop = asyncio.Event()
 
     # What the bus service asks for (bus.service.Host)
 
@@ -107,7 +118,8 @@ class Daemon:
         return {
             **service,
             "findings": self.store.dropped,
-            "journal-entries": self._journal.counters["lost"],
+            "units-not-asked": self._witness.dropped if self._witness is not None else 0,
+            "journal-entries": self._journal.counters["lost"] + (self._alerts.failures if self._alerts is not None else 0),
             "journal-entries-suppressed": suppressed,
         }
 
@@ -121,21 +133,22 @@ class Daemon:
                     self._assembly.engine.take(fact)
             else:
                 source.refresh()
+        await self.store.catch_up()
 
     # Life
 
     async def run(self) -> None:
         """Runs until SIGTERM or SIGINT. Raises: BusError where the bus that was asked for cannot be had at all."""
         self._loop = loop = asyncio.get_running_loop()
+        loop.set_default_executor(FleetingThreads())
         for error in await loop.run_in_executor(None, self.store.load):
             log.warning("%s", error.shown())
         for conflict in self._settings.policies.conflicts:
             log.warning("%s", conflict.summary)
         self.store.on_status = self._store_changed
         self._alerts = JournalPublisher(self.store, self._journal)
-        stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
         try:
             async with self._bus() as (address, how), TaskGroup() as group:
@@ -150,10 +163,10 @@ class Daemon:
                 else:
                     self._bus_told.set()
                 if self._options.print_findings:
-                    group.start(self._print(self.store.subscribe("terminal"), address, how), "terminal")
+                    group.start(self._print_all(self.store.subscribe("terminal"), address, how), "terminal")
                 self._watch(group)
                 group.start(self._tell_ready(), "ready")
-                await stop.wait()
+                await self._stop.wait()
                 self._notify("STOPPING=1", "STATUS=stopping")
                 group.cancel()
         finally:
@@ -172,7 +185,10 @@ class Daemon:
             self._watching.append(group.start(keep_watching(source, self._take), source.name))
 
     def _take(self, fact: Fact) -> None:
-        self._assembly.engine.take(fact)
+        if self._witness is not None:
+            self._witness.take(fact)
+        else:
+            self._assembly.engine.take(fact)
 
     async def _serve(self, group: TaskGroup, address: str) -> None:
         service = Service(
@@ -185,20 +201,52 @@ class Daemon:
         )
         self._service = service
         authority = Authority(lambda: service.connection)
-        inspections = Inspections(self._check, self._inspect, self._owner_of, authority)
-        repairs = Repairs(service.finding_for, self.store, await self._fixer(service, address), authority, self._fix_changed)
-        service.provide({**inspections.methods(), **repairs.methods()})
+        if address == bus_address.system_bus():
+            self._filters.reader = HelperFilters(lambda: service.connection)
+        fixer = await self._fixer(service, address)
+
+        async def network(names: Sequence[str], pid: int) -> Network:
+            return await self._network_of(fixer, names, pid)
+
+        inspections = Inspections(self._check, network, self._inspect, self._inspect_filters, self._owner_of, authority)
+        repairs = Repairs(service.finding_for, self.store, fixer, authority, self._fix_changed)
+        explanations = Explanations(self._explain, self._owner_of, authority)
+        traces = Traces(self._tracer(service, address), self._owner_of, authority)
+        service.provide({**inspections.methods(), **explanations.methods(), **traces.methods(), **repairs.methods()})
+        if address == bus_address.system_bus():  # elsewhere there is no systemd to ask
+            self._witness = UnitWitness(lambda: service.connection, lambda fact: self._assembly.engine.take(fact))
+            group.start(self._witness.run(), "units")
         group.start(service.run(), "bus")
         group.start(self._announce(service, self.store.subscribe("bus")), "announcements")
+
+    def _tracer(self, service: Service, address: str) -> Callable[[int, int, int], Awaitable[str]]:
+        if address == bus_address.system_bus():
+            return HelperTraces(lambda: service.connection).start
+
+        async def refuse(pid: int, start_ticks: int, uid: int) -> str:
+            raise KernelError("tracefs", "triaged-helper, which may trace, is on the system bus only", "run triagectl as root")
+
+        return refuse
 
     async def _fixer(self, service: Service, address: str) -> Fixer:
         """Who makes repairs: on the system bus the helper, which runs as root; elsewhere this process, as far as its user may."""
         if address == bus_address.system_bus():
             return HelperFixer(lambda: service.connection)
+        fixer = DeferredFixer(self._local_fixer)
+        kept = os.path.join(self.store.status.directory, _ORIGINALS) if self.store.status.directory else ""
+        if await asyncio.get_running_loop().run_in_executor(None, _has_files, kept):
+            # What the daemon before this one left half done is set right now, not when somebody asks for another fix.
+            try:
+                await fixer.made()
+            except TriagedError as error:
+                log.warning("fixes of an earlier run: %s", error.shown())
+        return fixer
+
+    async def _local_fixer(self) -> Fixer:
         from triaged.helper import local_fixer
 
         directory = self.store.status.directory or self._state_directory_for_one_run()
-        fixer = local_fixer(lambda: None, os.path.join(directory, "originals"), self._options.kernel)
+        fixer = local_fixer(lambda: None, os.path.join(directory, _ORIGINALS), self._options.kernel)
         for outcome in await fixer.recover():
             log.warning("fix %s was interrupted: %s: %s", outcome.key, outcome.state.value, outcome.message)
         return fixer
@@ -226,11 +274,44 @@ class Daemon:
 
     # What is looked at on request (in a thread)
 
-    def _check(self, names: Sequence[str]) -> Sequence[Mapping[str, str | int | float | bool]]:
-        from triaged.check import check
+    def _policies(self, names: Sequence[str]) -> Policies:
+        return load_policies(self._settings.paths, names) if names else self._settings.policies
 
-        policies = load_policies(self._settings.paths, names) if names else self._settings.policies
-        return [item.as_row() for item in check(policies, self._options.kernel)]
+    def _check(self, names: Sequence[str], pid: int, network: Network) -> Sequence[Mapping[str, str | int | float | bool]]:
+        from triaged.check import check
+        from triaged.kernel.parameters import ParameterReader
+
+        here = ParameterReader(self._options.kernel)
+
+        def read(key: str) -> str:
+            if network is None or not key.startswith("net."):
+                return here.read(key)
+            if isinstance(network, str):
+                raise KernelError(key, network)
+            if key not in network:
+                raise Gone(key)
+            return network[key]
+
+        where = "" if network is None else f"the network namespace of process {pid}"
+        items = check(self._policies(names), self._options.kernel, pid=pid, read=read, network=where)
+        return [item.as_row() for item in items]
+
+    async def _network_of(self, fixer: Fixer, names: Sequence[str], pid: int) -> Network:
+        from triaged.fixers.network_namespace import read_parameters
+        from triaged.kernel.usage import shares_network
+
+        kernel = self._options.kernel
+        if shares_network(kernel, pid):
+            return None
+        policies = await asyncio.to_thread(self._policies, names)
+        keys = [wanted.key for wanted in policies.parameters if wanted.key.startswith("net.")]
+        try:
+            ticks = read_start_ticks(kernel, pid)
+            if isinstance(fixer, HelperFixer):
+                return await fixer.read_parameters(pid, ticks, keys)
+            return await asyncio.to_thread(read_parameters, kernel, pid, ticks, keys)
+        except TriagedError as error:
+            return str(error)
 
     def _inspect(self, pid: int) -> tuple[Mapping[str, str | int], Sequence[Mapping[str, str | int | float | bool]]]:
         from triaged.inspection import inspect_process
@@ -244,6 +325,19 @@ class Daemon:
                 process.update({"Workload": who.workload.workload, "Role": who.workload.role, "Package": who.workload.package})
         return process, [_usage_row(usage, usage in first) for usage in inspection.usages]
 
+    def _explain(
+        self, what: str, error: str, pid: int, arguments: Sequence[int], path: str
+    ) -> tuple[Sequence[Blamed], Sequence[tuple[str, str, str]]]:
+        from triaged.explain.question import causes_and_others  # what only few ask for need not be in memory
+
+        return causes_and_others(self._options.kernel, self._assembly.table, what, error, pid, arguments, path)
+
+    async def _inspect_filters(self, pid: int, workloads: str, with_programs: bool) -> FilterAnswer:
+        from triaged.filter_inspection import FilterInspector  # what only few ask for need not be in memory
+
+        found = await FilterInspector(self._options.kernel, self._assembly.table, self._filters).inspect(pid, workloads)
+        return found.process_row(), found.filter_rows(with_programs), found.call_rows(), found.assessment.sentences()
+
     def _owner_of(self, pid: int) -> int | None:
         try:
             return read_process(self._options.kernel, pid).uid
@@ -252,10 +346,14 @@ class Daemon:
 
     async def _announce(self, service: Service, changes: Subscription) -> None:
         async for change in changes:
-            if change.what is What.RESYNC:
-                service.resync()
-            elif change.finding is not None:
-                service.announce(BusChange(change.what.value), change.finding)
+            try:
+                if change.what is What.RESYNC:
+                    service.resync()
+                elif change.finding is not None:
+                    service.announce(BusChange(change.what.value), change.finding)
+            except Exception:  # the border of a publisher
+                service.dropped["bus-announcements-failed"] += 1
+                log.exception("a change could not be announced on the bus, going on without it; please report this")
             self._plan_status()
 
     @contextlib.asynccontextmanager
@@ -293,7 +391,9 @@ class Daemon:
                 self._loop.call_soon_threadsafe(self._source_changed, status)
             return
         before = self._told.get(status.name)
-        now = (status.state, status.reason)
+        now = (status.state, numberless(status.reason))
+        if self._service is not None and status.state is not SourceState.STARTING:
+            self._service.announce_manager("Sources")
         if now == before or status.state is SourceState.STARTING:
             return
         self._told[status.name] = now
@@ -301,8 +401,6 @@ class Daemon:
         if self._alerts is not None and self._group is not None and (is_worse or before is not None):
             entry = self._alerts.source_changed(status.name, status.state.value, status.reason, status.remedy, is_worse)
             self._group.start(entry, "journal entry")
-        if self._service is not None:
-            self._service.announce_manager("Sources")
         if all(source.status.state is not SourceState.STARTING for source in self._assembly.sources):
             self._ready.set()
         self._plan_status()
@@ -361,8 +459,8 @@ class Daemon:
             self._reload_wanted.clear()
             self._notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}", "STATUS=reloading")
             try:
-                settings = load_settings()
-                assembly = assemble(settings, self.store, self._options.kernel)
+                settings = await asyncio.get_running_loop().run_in_executor(None, load_settings)
+                assembly = assemble(settings, self.store, self._options.kernel, self._filters)
             except ConfigError as error:
                 log.error("not reloaded, going on as before: %s", error.shown())
                 self._notify("READY=1", f"STATUS={self.status_line()}; not reloaded: {error.shown()}")
@@ -388,6 +486,19 @@ class Daemon:
             self._service.announce_manager("Sources", "Policies")
 
     # The terminal
+
+    async def _print_all(self, changes: Subscription, address: str, how: str) -> None:
+        """Prints until cancelled. Who reads has gone: then this process ends, as others in a pipe do."""
+        try:
+            with _when_unread(sys.stdout.fileno(), self._stop.set):
+                await self._print(changes, address, how)
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):
+                log.warning("cannot print (%s), going on without it", error.strerror)
+            # What is left in the buffer would fail again at the end.
+            _forget_output()
+            if isinstance(error, BrokenPipeError):
+                self._stop.set()
 
     async def _print(self, changes: Subscription, address: str, how: str) -> None:
         """Prints how the sources stand, the line that queries the daemon, what is open already, and then each change."""
@@ -419,6 +530,32 @@ class Daemon:
         text = finding.reason if what == "closed" and finding.reason else finding.summary
         words = f"{at} {what:8} {finding.severity.word:8} {finding.kind.value:8}"
         print(f"{words} {finding.identifier}: {shown(text, 400)}", flush=True)
+
+
+@contextlib.contextmanager
+def _when_unread(descriptor: int, do: Callable[[], None]) -> Iterator[None]:
+    """Does something as soon as nobody can read what is written to a pipe any more, not only when it is written to."""
+    watch = select.epoll()
+    loop = asyncio.get_running_loop()
+    try:
+        # No events asked for: those of an end are always told. What is no pipe, socket or terminal cannot be watched so.
+        with contextlib.suppress(PermissionError):
+            watch.register(descriptor, 0)
+            loop.add_reader(watch.fileno(), do)
+        yield
+    finally:
+        loop.remove_reader(watch.fileno())
+        watch.close()
+
+
+def _forget_output() -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _has_files(directory: str) -> bool:
+    return directory != "" and os.path.isdir(directory) and bool(os.listdir(directory))
 
 
 def _usage_row(usage: Usage, binds_first: bool) -> Mapping[str, str | int | float | bool]:

@@ -120,6 +120,11 @@ def finding_from_dict(data: Mapping[str, Any]) -> Finding:
     )
 
 
+def counter_bytes(key: str) -> int:
+    """How much of the counters' file a baseline takes at most."""
+    return (len(key) if key.isascii() and key.isprintable() else 6 * len(key)) + 2 * key.count('"') + 2 * key.count("\\") + 24
+
+
 @dataclass
 class Loaded:
     """What was found at the start. `reserved` are ids whose files are left alone; `complaints` are for a person."""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""triaged-helper: the only part of triaged that changes the host. The bus starts it as root; it leaves when it is idle."""
+"""triaged-helper: the only part of triaged that changes the host, and that reads seccomp filters.
+
+The bus starts it as root; it leaves when it is idle.
+"""
 from __future__ import annotations
 
 import argparse
@@ -9,7 +12,7 @@ import os
 import pwd
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from triaged.bus import address as bus_address
 from triaged.bus.connection import Connection
@@ -20,15 +23,20 @@ from triaged.errors import TriagedError
 from triaged.fixers.fixer import Fixer, TypeFixer
 from triaged.fixers.local import LocalFixer
 from triaged.fixers.moves import MoveFixer
+from triaged.fixers.network_namespace import read_parameters
 from triaged.fixers.parameters import ParameterFixer
 from triaged.fixers.records import Records
 from triaged.fixers.resource_limits import ResourceLimitFixer
 from triaged.fixers.units import UnitPropertyFixer, UnitSettingFixer
 from triaged.kernel.paths import KernelPaths
+from triaged.kernel.seccomp_dump import read_filters
+from triaged.kernel.trace_relay import TraceRelay
+from triaged.model.filters import FilterDump
 
 log = logging.getLogger("triaged.helper")
 
 STATE_DIRECTORY = "/var/lib/triaged-helper"
+RUNTIME_DIRECTORY = "/run/triaged-helper"  # open to everybody (0711): the sockets of traces
 DAEMON_USER = "triaged"
 EX_UNAVAILABLE = 69
 
@@ -51,7 +59,8 @@ def local_fixer(
 
 
 async def serve(
-    address: str, state_directory: str, interface_xml: str, idle_s: float, on_step: Callable[[str], None] = lambda step: None
+    address: str, state_directory: str, interface_xml: str, idle_s: float, on_step: Callable[[str], None] = lambda step: None,
+    runtime_directory: str = RUNTIME_DIRECTORY,
 ) -> None:
     """Serves until idle or told to stop. Raises: TriagedError, OSError."""
 
@@ -61,7 +70,16 @@ async def serve(
             log.warning("fix %s of %s was interrupted: %s: %s", outcome.key, outcome.finding, outcome.state.value, outcome.message)
         return fixer
 
-    service = HelperService(make, interface_xml=interface_xml, uids=_allowed_uids())
+    def filters_of(pid: int, start_ticks: int) -> FilterDump:
+        return read_filters(KernelPaths(), pid, start_ticks=start_ticks)
+
+    def read_network(pid: int, start_ticks: int, parameters: Sequence[str]) -> Mapping[str, str]:
+        return read_parameters(KernelPaths(), pid, start_ticks, parameters)
+
+    service = HelperService(
+        make, read_network, read_filters=filters_of, relay=TraceRelay(KernelPaths(), runtime_directory),
+        interface_xml=interface_xml, uids=_allowed_uids(),
+    )
     work = asyncio.ensure_future(service.serve(address, idle_s))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -83,16 +101,19 @@ def _allowed_uids() -> set[int]:
 
 def main(arguments: Sequence[str] | None = None, on_step: Callable[[str], None] = lambda step: None) -> int:
     """The command. `on_step` is for tests that end the process between two steps."""
-    parser = argparse.ArgumentParser(prog="triaged-helper", description="Applies and undoes fixes for triaged, over D-Bus.")
+    what = "Applies and undoes fixes, and reads seccomp filters, for triaged, over D-Bus."
+    parser = argparse.ArgumentParser(prog="triaged-helper", description=what)
     parser.add_argument("--bus", default="system", help="system, session, or an address (default: %(default)s)")
     parser.add_argument("--state-directory", default=STATE_DIRECTORY, help="where originals are kept (default: %(default)s)")
+    parser.add_argument("--runtime-directory", default=RUNTIME_DIRECTORY, help="where traces are read (default: %(default)s)")
     parser.add_argument("--idle", type=float, default=IDLE_S, metavar="SECONDS", help="leave after that (default: %(default)g)")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     os.umask(0o077)
     try:
         xml = os.path.join(os.path.dirname(find_data().interface_xml), f"{HELPER_NAME}.xml")
-        asyncio.run(serve(bus_address.resolve(options.bus), options.state_directory, xml, options.idle, on_step))
+        address = bus_address.resolve(options.bus)
+        asyncio.run(serve(address, options.state_directory, xml, options.idle, on_step, options.runtime_directory))
     except (TriagedError, OSError) as error:
         log.error("%s", error.shown() if isinstance(error, TriagedError) else error)
         return EX_UNAVAILABLE

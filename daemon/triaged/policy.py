@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TypeVar
 
 from triaged.config import SUFFIX, ConfigPaths, find_drop_ins, is_masked
 from triaged.errors import ConfigError
@@ -29,7 +28,6 @@ from triaged.model.verdict import Severity
 from triaged.toml_document import Layer, Table, nearest, read_document
 
 _KEY = re.compile(r"^[a-z0-9_-]+(\.[a-zA-Z0-9_/:@-]+)+$")
-_Requirement = TypeVar("_Requirement", ParameterRequirement, ResourceLimitRequirement, PlacementRequirement)
 RESOURCES = (
     "AS", "CORE", "CPU", "DATA", "FSIZE", "LOCKS", "MEMLOCK", "MSGQUEUE", "NICE", "NOFILE", "NPROC", "RSS", "RTPRIO", "RTTIME",
     "SIGPENDING", "STACK",
@@ -167,12 +165,19 @@ def _placement(policy: str, table: Table) -> PlacementRequirement:
     also: list[str] = []
     for layer in table.layers:
         also += Table((layer,)).strings("also-allowed-units", ())
-    table.strings("also-allowed-units", ())
     return PlacementRequirement(
         policy, _workloads(table), table.strings("forbidden-slices"), (*table.strings("allowed-units", ()), *also),
         table.string("preferred-slice", ""), table.choice("severity", _SeverityName, _SeverityName.WARNING).severity,
         _why(table), origin=_origin(table),
     )
+
+
+# Of each kind of entry: the key that tells what it is about, and the others.
+_PARAMETER = ("key", "operator", "value", "severity", "why", "workloads", "references", "exists-on", "weakens", "ignored")
+_LIMIT = ("resource", "at-least", "severity", "why", "workloads", "references", "ignored")
+_PLACEMENT = (
+    "workloads", "forbidden-slices", "allowed-units", "also-allowed-units", "preferred-slice", "severity", "why", "ignored",
+)  # fmt: skip
 
 
 def _identity(layer: Layer, key: str) -> str:
@@ -181,10 +186,12 @@ def _identity(layer: Layer, key: str) -> str:
     return " ".join(table.strings(key)) if key == "workloads" else table.string(key)
 
 
-def _entries(table: Table, name: str, key: str) -> list[Table]:
+def _entries(table: Table, name: str, keys: Sequence[str]) -> list[Table]:
     """The entries of an array of tables, each with the layers that speak of the same thing; ignored ones are left out."""
+    key = keys[0]
     found: dict[str, list[Layer]] = {}
     for layer in table.tables(name):
+        Table((layer,)).expect(*keys)
         layers = found.setdefault(_identity(layer, key), [])
         if layers and layers[-1].document is layer.document:
             first = layers[-1].document.line(layers[-1].path)
@@ -196,21 +203,14 @@ def _entries(table: Table, name: str, key: str) -> list[Table]:
 
 def _read_policy(name: str, files: Sequence[str]) -> Policy:
     table = Table(tuple(Layer(document, (), document.data) for document in map(read_document, files)))
-    policy = Policy(
+    table.expect("title", "parameter", "limit", "placement")
+    return Policy(
         name, table.string("title"),
-        tuple(_finished(_parameter, name, entry) for entry in _entries(table, "parameter", "key")),
-        tuple(_finished(_limit, name, entry) for entry in _entries(table, "limit", "resource")),
-        tuple(_finished(_placement, name, entry) for entry in _entries(table, "placement", "workloads")),
+        tuple(_parameter(name, entry) for entry in _entries(table, "parameter", _PARAMETER)),
+        tuple(_limit(name, entry) for entry in _entries(table, "limit", _LIMIT)),
+        tuple(_placement(name, entry) for entry in _entries(table, "placement", _PLACEMENT)),
         files[0],
     )
-    table.finish()
-    return policy
-
-
-def _finished(make: Callable[[str, Table], _Requirement], policy: str, entry: Table) -> _Requirement:
-    requirement = make(policy, entry)
-    entry.finish()
-    return requirement
 
 
 def _directories(paths: ConfigPaths) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from triaged.changes import Change, Subscription, What
 from triaged.errors import StateError
-from triaged.finding_files import FindingFiles
+from triaged.finding_files import MAX_FILE_BYTES, FindingFiles, counter_bytes
 from triaged.model.finding import Finding, State, finding_id
 from triaged.model.subject import Subject
 from triaged.model.verdict import Evidence, Kind, Problem, Severity
@@ -27,6 +27,7 @@ from triaged.model.verdict import Evidence, Kind, Problem, Severity
 _log = logging.getLogger(__name__)
 
 _COALESCE_S = 1.0
+_CATCH_UP_S = 2.0
 _COUNTERS_EVERY_S = 10.0
 _LOOK_EVERY_S = 0.1
 _LAST_SEEN_EVERY_USEC = 3600 * 1_000_000
@@ -34,6 +35,7 @@ _LAST_SEEN_EVERY_USEC = 3600 * 1_000_000
 _BATCH = 128
 _REST_S = 0.2
 _MAX_COUNTERS = 20_000
+_MAX_COUNTERS_BYTES = MAX_FILE_BYTES - 1024
 _MAX_EVIDENCE = 64
 _MAX_FIXES = 16
 _DIGITS = (8, 12, 16, 24, 32, 64)
@@ -127,9 +129,11 @@ class Store:
         self._unsaved: set[str] = set()
         self._saved_at: dict[str, float] = {}
         self._counters: OrderedDict[str, int] = OrderedDict()
+        self._counters_bytes = 0
         self._are_counters_dirty = False
         self._counters_saved_at = float("-inf")
         self._wake: asyncio.Event | None = None
+        self._committed = asyncio.Event()
         self._subscriptions: list[Subscription] = []
 
     # Reading
@@ -185,6 +189,7 @@ class Store:
         while len(self._current) > self._cap:
             self._evict(None)
         self._counters = OrderedDict(counters)
+        self._counters_bytes = sum(map(counter_bytes, counters))
         return [*loaded.complaints, *complaints]
 
     # Changing
@@ -291,10 +296,13 @@ class Store:
 
         Saved after the finding that came of it, every ten seconds at most: a crash reports twice rather than not at all.
         """
+        if key not in self._counters:
+            self._counters_bytes += counter_bytes(key)
         self._counters[key] = value
         self._counters.move_to_end(key)
-        while len(self._counters) > _MAX_COUNTERS:
-            self._counters.popitem(last=False)
+        # The oldest make room: of those a restart tells again what was told. A larger file would not be read at all.
+        while len(self._counters) > _MAX_COUNTERS or self._counters_bytes > _MAX_COUNTERS_BYTES:
+            self._counters_bytes -= counter_bytes(self._counters.popitem(last=False)[0])
         self._touch_counters()
 
     def _touch_counters(self) -> None:
@@ -305,6 +313,7 @@ class Store:
     def forget_counter(self, key: str) -> None:
         """The counter is gone with its cgroup."""
         if self._counters.pop(key, None) is not None:
+            self._counters_bytes -= counter_bytes(key)
             self._touch_counters()
 
     # Memory
@@ -402,11 +411,28 @@ class Store:
                     with suppress(asyncio.TimeoutError):
                         await asyncio.wait_for(self._wake.wait(), pause)
                         continue
-                if await self._commit_due(loop) >= _BATCH:
+                committed = await self._commit_due(loop)
+                self._committed.set()
+                if committed >= _BATCH:
                     await asyncio.sleep(_REST_S)
         finally:
             self._wake = None
             self.flush()
+
+    async def catch_up(self) -> None:
+        """Saves and tells what was put in so far without waiting for its second; returns when it can be found.
+
+        At the latest after two seconds: the disk is slow, or takes nothing.
+        """
+        waiting = set(self._dirty)
+        self._dirty.update(dict.fromkeys(waiting, 0.0))
+        if waiting:
+            self._plan(0.0)
+        until = time.monotonic() + _CATCH_UP_S
+        while self._wake is not None and not waiting.isdisjoint(self._dirty) and time.monotonic() < until:
+            self._committed.clear()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._committed.wait(), max(until - time.monotonic(), 0.0))
 
     def flush(self) -> None:
         """Saves and tells everything now. Blocking; for the end, and where no loop runs (a scan)."""
@@ -441,8 +467,10 @@ class Store:
                     self._are_counters_dirty = self._counters != counters
                     self._counters_saved_at = now
                     self._note_failure(await loop.run_in_executor(executor, self._save_counters, counters))
-            finally:
-                executor.shutdown(wait=True)
+            except BaseException:
+                executor.shutdown(wait=True)  # whoever saves next must not meet this thread at the same file
+                raise
+            executor.shutdown(wait=False)
         self._due_at = min(self._dirty.values(), default=float("inf"))
         if self._are_counters_dirty:
             self._due_at = min(self._due_at, self._counters_saved_at + _COUNTERS_EVERY_S)

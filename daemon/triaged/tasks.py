@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from triaged.errors import TriagedError
 from triaged.model.facts import Fact
@@ -18,9 +19,28 @@ from triaged.sources.source import Source, SourceState
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 FIRST_RETRY_S = 1.0
 _CANCEL_AGAIN_S = 0.5
 LAST_RETRY_S = 60.0
+
+
+class FleetingThreads(ThreadPoolExecutor):
+    """For `loop.set_default_executor`: a thread for each piece of work, which ends with it; an idle daemon has one thread.
+
+    The usual executor keeps up to CPUs + 4 for good. Starting one costs about 0.1 ms, and no work is done in threads
+    more than a few times a second.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        executor = ThreadPoolExecutor(1, "triaged-look")
+        try:
+            return executor.submit(fn, *args, **kwargs)
+        finally:
+            executor.shutdown(wait=False)
 
 
 async def wait_ended(tasks: Collection[asyncio.Task[Any]]) -> None:

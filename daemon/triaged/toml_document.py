@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar, Union
 
@@ -245,32 +245,33 @@ def _kind(value: object) -> str:
 class Table:
     """A table with typed access. Later layers win, key by key; each complaint points into the layer that is to blame.
 
-    Every getter notes the key that it was asked for; `finish` complains about keys that nobody asked for.
+    `expect` comes first, so that a misspelt required key is told as what it is and not as missing.
     """
 
     layers: tuple[Layer, ...]
-    _asked: set[str] = field(default_factory=set)
+    _known: frozenset[str] = frozenset()
+
+    def expect(self, *keys: str) -> Table:
+        """This table, of which no other keys will be asked. Raises: ConfigError for a key that is none of these."""
+        self._known = frozenset(keys)
+        for layer in self.layers:
+            for key in layer.values:
+                if key not in self._known:
+                    raise layer.error(f"unknown key {key!r}", key, remedy=nearest(key, self._known))
+        return self
 
     def __contains__(self, key: str) -> bool:
-        self._asked.add(key)
-        return any(key in layer.values for layer in self.layers)
+        return self.layer(key) is not None
 
     def layer(self, key: str) -> Layer | None:
         """The layer whose value of the key counts."""
-        self._asked.add(key)
+        assert not self._known or key in self._known, key
         return next((layer for layer in reversed(self.layers) if key in layer.values), None)
 
     def error(self, message: str, key: str = "", index: int = -1, remedy: str = "") -> ConfigError:
         """The error to raise about a key, or about the table where the key is in none of its layers."""
         layer = self.layer(key) if key else None
         return (layer or self.layers[0]).error(message, key if layer else "", index, remedy)
-
-    def finish(self) -> None:
-        """Raises: ConfigError for a key that is not known."""
-        for layer in self.layers:
-            for key in layer.values:
-                if key not in self._asked:
-                    raise layer.error(f"unknown key {key!r}", key, remedy=nearest(key, self._asked))
 
     def _get(self, key: str, kind: type, default: object, what: str) -> Any:
         layer = self.layer(key)
@@ -328,7 +329,6 @@ class Table:
 
     def table(self, key: str) -> Table:
         """The sub-table of every layer that has it; an empty one where none has. Raises: ConfigError if it is no table."""
-        self._asked.add(key)
         out = []
         for layer in self.layers:
             if key in layer.values:
@@ -340,7 +340,6 @@ class Table:
 
     def tables(self, key: str) -> tuple[Layer, ...]:
         """The elements of an array of tables, all layers' one after the other. Raises: ConfigError if it is none."""
-        self._asked.add(key)
         out = []
         for layer in self.layers:
             values = layer.values.get(key, [])

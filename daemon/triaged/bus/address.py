@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import re
-import shutil
 import signal
 from collections.abc import Callable, Mapping
 
@@ -55,6 +54,7 @@ class PrivateBus:
         self._socket = os.path.join(self._directory, "bus")
         self._config = os.path.join(self._directory, "bus.conf")
         self._process: asyncio.subprocess.Process | None = None
+        self._complaints: asyncio.Future[None] | None = None
 
     @property
     def address(self) -> str:
@@ -63,6 +63,8 @@ class PrivateBus:
 
     async def start(self) -> None:
         """Starts the bus and returns when it takes connections. Raises BusError where it cannot be started."""
+        import shutil  # half a megabyte with its compressors, which a service on the system bus does not need
+
         program = shutil.which("dbus-daemon")
         if program is None:
             raise BusError("", "dbus-daemon is not installed", "apt-get install dbus, or dnf install dbus-daemon")
@@ -85,6 +87,8 @@ class PrivateBus:
             text = (await self._process.stderr.read(2000)).decode("utf-8", "replace").strip()
             remedy = "is the directory writable, and its path short enough?"
             raise BusError("", f"dbus-daemon did not start: {text or 'no answer'}", remedy)
+        # It complains there about what clients do: a pipe that nobody reads would be full one day, and the bus would stand still.
+        self._complaints = asyncio.ensure_future(_read_away(self._process.stderr))
 
     async def stop(self) -> None:
         """Ends the bus and removes its files."""
@@ -96,6 +100,8 @@ class PrivateBus:
             except asyncio.TimeoutError:
                 process.kill()
                 await process.wait()
+        if self._complaints is not None:
+            self._complaints.cancel()
         for path in (self._socket, self._config):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
@@ -112,6 +118,11 @@ def _escaped(path: str) -> str:
     """The path as a value in a bus address (D-Bus specification, "Server Addresses"); that leaves nothing that XML would escape."""
     plain = re.compile(rb"[-0-9A-Za-z_/.]")
     return "".join(chr(byte) if plain.match(bytes((byte,))) else f"%{byte:02x}" for byte in os.fsencode(path))
+
+
+async def _read_away(stream: asyncio.StreamReader) -> None:
+    while await stream.read(1 << 16):
+        pass
 
 
 def _end_with_parent() -> Callable[[], None]:

@@ -43,6 +43,7 @@ class Action(str, Enum):
     UNDO_FIX = "org.triaged.undo-fix"
     DISMISS = "org.triaged.dismiss"
     INSPECT_PROCESS = "org.triaged.inspect-process"
+    TRACE = "org.triaged.trace"
 
 
 class Authority:

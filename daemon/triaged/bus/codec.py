@@ -6,14 +6,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from triaged.bus.seam import Variant, clean, marshal
+from triaged.model.cause import Blamed
 from triaged.model.finding import Finding
 from triaged.model.fix import Fix
 from triaged.model.verdict import Evidence
-from triaged.rules.rule import Rule
-from triaged.sources.source import SourceStatus
+
+if TYPE_CHECKING:  # triaged-helper needs neither, and they would be half of its start
+    from triaged.rules.rule import Rule
+    from triaged.sources.source import SourceStatus
 
 TEXT_CHARACTERS = 8000
 EVIDENCE_ITEMS = 64
@@ -97,6 +100,21 @@ def fix_row(fix: Fix) -> dict[str, Any]:
         Commands=Variant("aas", [[text(word) for word in argv] for argv in fix.commands]),
     )
     return row
+
+
+def cause_row(cause: Blamed) -> dict[str, Any]:
+    """A cause as a{sv}: Cause, Status, Subject, Summary, Evidence, EvidenceSources, Fixes, Rule, SubjectKey."""
+    evidence = cause.evidence[:EVIDENCE_ITEMS]
+    texts = {
+        "Cause": cause.cause, "Status": cause.status.value, "Subject": cause.subject, "Summary": cause.summary, "Rule": cause.rule,
+        "SubjectKey": cause.subject_key,
+    }
+    return {
+        **{name: Variant("s", text(value)) for name, value in texts.items()},
+        "Evidence": Variant("a{sv}", {text(item.name): variant(item.value) for item in evidence}),
+        "EvidenceSources": Variant("a{s(st)}", {text(item.name): _origin(item) for item in evidence}),
+        "Fixes": Variant("aa{sv}", [fix_row(fix) for fix in cause.fixes[:FIX_ITEMS]]),
+    }
 
 
 def source_row(status: SourceStatus) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 """The interfaces as `dbus/org.triaged.Triage1.xml` has them: every signature is taken from there, and introspection serves it."""
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from xml.parsers import expat  # not ElementTree: half a megabyte
 
 DOCTYPE = (
     '<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"\n'
@@ -41,13 +41,51 @@ class Interface:
     signals: Mapping[str, str] = field(default_factory=dict)
 
 
+class _Element:
+    """An element of an introspection document: no text is in any."""
+
+    def __init__(self, tag: str, attributes: Mapping[str, str]) -> None:
+        self.tag = tag
+        self.attrib = attributes
+        self.children: list[_Element] = []
+
+    def iter(self, tag: str) -> Iterator[_Element]:
+        """Those of that tag in it, at any depth, in their order."""
+        for child in self.children:
+            if child.tag == tag:
+                yield child
+            yield from child.iter(tag)
+
+    def xml(self, indent: str) -> str:
+        """The element as text, in lines."""
+        start = f"{indent}<{self.tag}" + "".join(f' {name}="{_escaped(value)}"' for name, value in self.attrib.items())
+        if not self.children:
+            return f"{start}/>\n"
+        return f"{start}>\n" + "".join(child.xml(indent + "  ") for child in self.children) + f"{indent}</{self.tag}>\n"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+
+
 def parse_interfaces(text: str) -> dict[str, Interface]:
     """The interfaces of an introspection document, by name. Raises ValueError if it is none."""
+    document = _Element("", {})
+    open_elements = [document]
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        element = _Element(tag, attributes)
+        open_elements[-1].children.append(element)
+        open_elements.append(element)
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = start
+    parser.EndElementHandler = lambda tag: open_elements.pop()
     try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
+        parser.Parse(text, True)
+    except expat.ExpatError as error:
         raise ValueError(f"not an introspection document: {error}") from error
-    return {element.attrib["name"]: _interface(element) for element in root.iter("interface")}
+    return {element.attrib["name"]: _interface(element) for element in document.iter("interface")}
 
 
 def read_interfaces(path: str) -> dict[str, Interface]:
@@ -62,7 +100,7 @@ def introspection(interfaces: Iterable[Interface], children: Iterable[str]) -> s
     return DOCTYPE + "<node>\n" + "".join(interface.xml for interface in interfaces) + nodes + "</node>\n"
 
 
-def _interface(element: ElementTree.Element) -> Interface:
+def _interface(element: _Element) -> Interface:
     methods = {
         method.attrib["name"]: Method(
             _signature(method, "in"), _signature(method, "out"), len([arg for arg in method.iter("arg") if _direction(arg) == "in"])
@@ -73,20 +111,18 @@ def _interface(element: ElementTree.Element) -> Interface:
         signal.attrib["name"]: "".join(arg.attrib["type"] for arg in signal.iter("arg")) for signal in element.iter("signal")
     }
     properties = {item.attrib["name"]: Property(item.attrib["type"], _emits_changed(item)) for item in element.iter("property")}
-    ElementTree.indent(element, level=1)
-    xml = "  " + ElementTree.tostring(element, encoding="unicode").strip() + "\n"
-    return Interface(element.attrib["name"], xml, methods, properties, signals)
+    return Interface(element.attrib["name"], element.xml("  "), methods, properties, signals)
 
 
-def _direction(arg: ElementTree.Element) -> str:
+def _direction(arg: _Element) -> str:
     return arg.attrib.get("direction", "in")
 
 
-def _signature(method: ElementTree.Element, direction: str) -> str:
+def _signature(method: _Element, direction: str) -> str:
     return "".join(arg.attrib["type"] for arg in method.iter("arg") if _direction(arg) == direction)
 
 
-def _emits_changed(item: ElementTree.Element) -> str:
+def _emits_changed(item: _Element) -> str:
     for annotation in item.iter("annotation"):
         if annotation.attrib["name"] == _EMITS_CHANGED:
             return annotation.attrib["value"]

@@ -1,21 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""org.triaged.Helper1 on the bus: fixes for root and for the user triaged, nobody else; gone when nobody has asked for a while."""
+"""org.triaged.Helper1 on the bus: fixes, dumps of seccomp filters, and traces, for root and for the user triaged, nobody else.
+
+Gone when nobody has asked for a while.
+"""
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from triaged.bus import contract
 from triaged.bus.connection import BUS_NAME, BUS_PATH, Connection, Message, connect
+from triaged.bus.filter_values import dump_error, dump_to_bus
 from triaged.bus.fix_values import bus_error, fix_from_bus, outcome_to_bus, preview_to_bus
 from triaged.bus.objects import Caller, Dispatcher, Exported, Handler, Result, Tree
 from triaged.bus.seam import plain, signature_of
-from triaged.errors import BusError, FixRefused, TriagedError
+from triaged.bus.traces import trace_error
+from triaged.errors import BusError, FixRefused, KernelError, TriagedError
 from triaged.fixers import fixer
 from triaged.fixers.fixer import Fixer
+from triaged.model.filters import FilterDump
 
 log = logging.getLogger(__name__)
 
@@ -25,20 +32,49 @@ HELPER = "org.triaged.Helper1"
 ERROR = "org.triaged.Helper1.Error"
 IDLE_S = 30.0
 MOST_OUTCOMES = 200
+MOST_PARAMETERS = 200
+_OF_A_NETWORK = re.compile(r"net(\.[A-Za-z0-9_/:@-]{1,64}){1,8}")
 FINDING_CHARACTERS = 300
 DO_NOT_QUEUE = 4
 _OWNER = (1, 4)  # PRIMARY_OWNER, ALREADY_OWNER
 
 
+class Relay(Protocol):
+    """What makes traces for users (`kernel.trace_relay.TraceRelay`)."""
+
+    def start(self, pid: int, start_ticks: int, uid: int) -> str:
+        """Begins a trace; the path of its socket. Blocks. Raises: KernelError."""
+
+    def active(self) -> int:
+        """How many traces are on."""
+
+    def close(self) -> None:
+        """Ends them. Blocks."""
+
+
 class HelperService(Tree):
     """Serves the fixer. `make_fixer` gets a way to the connection (for systemd) and gives the fixer, ready to work.
 
-    `uids`: the users that may call. Raises: OSError, ValueError for an interface file that cannot be read.
+    `read_network` reads parameters in the network namespace of a process (pid, start time), `read_filters` gives the filters of a
+    process (pid, start ticks); both block. `relay` makes traces. `uids`: the users that may call.
+    Raises: OSError, ValueError for an interface file that cannot be read.
     """
 
-    def __init__(self, make_fixer: Callable[[Callable[[], Connection | None]], Awaitable[Fixer]], *, interface_xml: str,
-                 uids: Collection[int]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        make_fixer: Callable[[Callable[[], Connection | None]], Awaitable[Fixer]],
+        read_network: Callable[[int, int, Sequence[str]], Mapping[str, str]],
+        *,
+        read_filters: Callable[[int, int], FilterDump],
+        relay: Relay,
+        interface_xml: str,
+        uids: Collection[int],
+    ) -> None:
+        self._read_network = read_network
         self._make_fixer = make_fixer
+        self._read_filters = read_filters
+        self._relay = relay
+        self._one_dump_at_a_time = asyncio.Lock()
         self._uids = frozenset(uids)
         self._contract = contract.read_interfaces(interface_xml)[HELPER]
         self._fixer: Fixer | None = None
@@ -69,7 +105,7 @@ class HelperService(Tree):
             self._last_s = time.monotonic()
             while not connection.closed.done():
                 left_s = self._last_s + idle_s - time.monotonic()
-                if left_s <= 0 and not self._under_way:
+                if left_s <= 0 and not self._under_way and not self._relay.active():
                     # The name first: a call that comes from now on starts another helper. One that came before is still answered.
                     await connection.call(BUS_NAME, BUS_PATH, BUS_NAME, "ReleaseName", "s", [HELPER_NAME])
                     if self._last_s + idle_s <= time.monotonic():
@@ -79,6 +115,7 @@ class HelperService(Tree):
             # What is under way goes on to its end; only the answer may be lost with the bus.
             if self._fixer is not None:
                 await self._fixer.close()
+            await asyncio.to_thread(self._relay.close)
             await dispatcher.stop()
             self._connection = None
             await connection.close()
@@ -95,7 +132,10 @@ class HelperService(Tree):
         return None
 
     def _methods(self) -> dict[str, Handler]:
-        return {"Preview": self._preview, "Apply": self._apply, "Undo": self._undo, "ListOutcomes": self._list_outcomes}
+        return {
+            "Preview": self._preview, "Apply": self._apply, "Undo": self._undo, "ListOutcomes": self._list_outcomes,
+            "DumpFilters": self._dump_filters, "ReadParameters": self._read_parameters, "StartTrace": self._start_trace,
+        }
 
     def _preview(self, caller: Caller, fix: Mapping[str, Any], options: Mapping[str, Any]) -> Awaitable[Result]:
         async def work(fixer: Fixer) -> Result:
@@ -126,6 +166,37 @@ class HelperService(Tree):
 
         return self._do(caller, work)
 
+    def _dump_filters(self, caller: Caller, pid: int, start_ticks: int) -> Awaitable[Result]:
+        async def work(fixer: Fixer) -> Result:
+            if not pid or not start_ticks:
+                raise FixRefused("DumpFilters wants the process's pid and start ticks")
+            try:
+                async with self._one_dump_at_a_time:
+                    return dump_to_bus(await asyncio.to_thread(self._read_filters, pid, start_ticks))
+            except KernelError as error:
+                raise dump_error(ERROR, error) from error
+
+        return self._do(caller, work)
+
+    def _start_trace(self, caller: Caller, pid: int, start_ticks: int, uid: int) -> Awaitable[Result]:
+        async def work(fixer: Fixer) -> Result:
+            if not pid or not start_ticks:
+                raise FixRefused("StartTrace wants the process's pid and start ticks")
+            try:
+                return (await asyncio.to_thread(self._relay.start, pid, start_ticks, uid),)
+            except KernelError as error:
+                raise trace_error(ERROR, error) from error
+
+        return self._do(caller, work)
+
+    def _read_parameters(self, caller: Caller, pid: int, start_ticks: int, parameters: Sequence[str]) -> Awaitable[Result]:
+        async def work(fixer: Fixer) -> Result:
+            if len(parameters) > MOST_PARAMETERS or not all(_OF_A_NETWORK.fullmatch(name) for name in parameters):
+                raise FixRefused(f"at most {MOST_PARAMETERS} parameters net.* are read")
+            return (await asyncio.to_thread(self._read_network, pid, start_ticks, parameters),)
+
+        return self._do(caller, work)
+
     async def _do(self, caller: Caller, work: Callable[[Fixer], Awaitable[Result]]) -> Result:
         # The bus policy keeps others out; a bus without that policy must not be a way in.
         if caller.uid not in self._uids:
@@ -137,7 +208,7 @@ class HelperService(Tree):
             return await work(self._fixer)
         except TriagedError as error:
             log.info("refused: %s", error.shown())
-            raise bus_error(ERROR, error) from error
+            raise error if isinstance(error, BusError) and error.name.startswith(ERROR) else bus_error(ERROR, error) from error
         finally:
             self._under_way -= 1
             self._last_s = time.monotonic()

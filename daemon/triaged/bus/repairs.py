@@ -185,7 +185,7 @@ class Repairs:
         raise _translated(FixUnknown(f"finding {identifier} has no fix {key[:200]!r}", f"its fixes: {known[:1000]}"))
 
     def _report(self, kind: FixEventKind, identifier: str, key: str, caller: Caller, message: str) -> None:
-        log.info("fix %s of %s for user %s: %s", key, identifier, caller.uid, message)
+        log.debug("fix %s of %s for user %s: %s", key, identifier, caller.uid, message)
         self._tell(FixEvent(kind, self._findings.find(identifier), identifier, key, caller, message))
 
 

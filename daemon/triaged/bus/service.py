@@ -62,7 +62,8 @@ _NAME_REPLIES = {1: True, 2: False, 4: True}
 _INTEGERS = frozenset("ynqiuxt")
 # Methods of the Manager that other parts of triaged answer, where they are there.
 OTHERS_METHODS = frozenset({
-    "PreviewFix", "ApplyFix", "UndoFix", "DismissFinding", "ListFixes", "CheckPolicy", "InspectProcess",
+    "PreviewFix", "ApplyFix", "UndoFix", "DismissFinding", "ListFixes", "CheckPolicy", "InspectProcess", "InspectSeccomp",
+    "Explain", "StartTrace",
 })
 # The parts of a finding that a broadcast never shows where they are somebody's private matter.
 _MAY_BE_PRIVATE = ("Reason", "Subject", "Summary", "Evidence", "EvidenceSources", "Fixes")

@@ -2,7 +2,7 @@
 """The system's systemd on the bus: what `fixers.units` needs of it (org.freedesktop.systemd1(5))."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from triaged.bus.connection import Connection
 from triaged.bus.seam import Variant, plain
@@ -34,6 +34,13 @@ class Systemd1:
             raise BusError("", f"systemd gave {name} of {unit} as {type(value).__name__}")
         return value
 
+    async def read_filter(self, unit: str) -> tuple[bool, tuple[str, ...]]:
+        """SystemCallFilter= as it is loaded: whether it is a list of what is allowed, and its entries."""
+        value = await self.read_property(unit, "SystemCallFilter")
+        if not isinstance(value, list) or len(value) != 2 or not isinstance(value[1], list):
+            raise BusError("", f"systemd gave SystemCallFilter of {unit} as {str(value)[:80]!r}")
+        return bool(value[0]), tuple(str(entry) for entry in value[1])
+
     async def set_property(self, unit: str, name: str, signature: str, value: int | str | bool, *, runtime: bool) -> None:
         """SetUnitProperties with one property."""
         await self._call("SetUnitProperties", "sba(sv)", unit, runtime, [[name, Variant(signature, value)]])
@@ -42,11 +49,13 @@ class Systemd1:
         """daemon-reload. It waits for a Reload that is under way."""
         await self._call("Reload", timeout_s=RELOAD_TIMEOUT_S)
 
-    async def start_scope(self, name: str, slice_name: str, pids: Sequence[int]) -> None:
+    async def start_scope(self, name: str, slice_name: str, pids: Sequence[int], limits: Mapping[str, int]) -> None:
         """StartTransientUnit of a scope that takes the processes; returns when its job is queued, not when it is done."""
+        # Delegate=: newer versions (seen: 257.13) attach processes to no other unit.
         properties = [
             ["Description", Variant("s", "Processes that triaged moved")], ["Slice", Variant("s", slice_name)],
-            ["PIDs", Variant("au", list(pids))],
+            ["PIDs", Variant("au", list(pids))], ["Delegate", Variant("b", True)],
+            *([name, Variant("t", value)] for name, value in limits.items()),
         ]
         await self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail", properties, [])
 

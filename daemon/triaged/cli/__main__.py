@@ -2,6 +2,7 @@
 """triagectl: arguments, the border where errors become text, and the exit status."""
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -37,15 +38,24 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs triagectl. Gives the exit status; argparse leaves by SystemExit for --help, --version and wrong arguments."""
     # asyncio imports ssl if it is there; nothing here needs it, and it is a tenth of the time that `list` takes.
     sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
+    if sys.stderr is None:  # closed by whoever started this; print() would take standard output instead
+        sys.stderr = io.StringIO()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that is not UTF-8 gets escapes, not a traceback.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    words = sys.argv[1:] if words is None else words
+    command = typed_command(words)
+    # Closed by whoever started this: nothing can be said. Only `run` writes nothing there itself.
+    if sys.stdout is None and (command is None or command.name != "run"):
+        say_error("cannot write the output: standard output is closed", "")
+        return ExitStatus.COULD_NOT_LOOK
     try:
         try:
-            return int(_run(sys.argv[1:] if words is None else words))
+            return int(_run(words))
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except TriagedError as error:
         say_error(str(error), error.remedy)
         return ExitStatus.NO_DAEMON if isinstance(error, BusError) else ExitStatus.COULD_NOT_LOOK

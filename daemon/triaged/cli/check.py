@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -35,13 +36,20 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--list", action="store_true", help="list the policies that there are")
     parser.add_argument(
-        "--pid", type=int, default=0, metavar="PID",
+        "--pid", type=_pid, default=0, metavar="PID",
         help="judge resource limits, and parameters of the network namespace, as they are for this process",
     )
     parser.add_argument("--strict", action="store_true", help="exit status 2 also where an item is unknown")
     parser.add_argument("--all", action="store_true", help="show items that pass with their reasons too")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--junit", metavar="FILE", help="also write the result as JUnit XML")
+
+
+def _pid(word: str) -> int:
+    """A process id. Raises: ArgumentTypeError."""
+    if not word.isdecimal() or not 0 < int(word) < 1 << 22:
+        raise argparse.ArgumentTypeError(f"{safe(word[:40])!r} is not the number of a process")
+    return int(word)
 
 
 def item_lines(items: Sequence[Item], style: Style, show_all: bool) -> list[str]:
@@ -52,7 +60,9 @@ def item_lines(items: Sequence[Item], style: Style, show_all: bool) -> list[str]
         word = padded(_WORDS[item.outcome.value], 8)
         colour = _COLOURS.get(item.outcome.value, "")
         value = safe(item.value) or "-"
-        text = f"{padded(safe(item.subject), width)}  {value}  (wanted: {safe(item.wish)})"
+        text = f"{padded(safe(item.subject), width)}  {value}"
+        if item.outcome.value != "conflict":  # whose detail names every wish
+            text += f"  (wanted: {safe(item.wish)})"
         lines.append((style.severity(colour, word) if colour else word) + " " + text)
         if item.outcome.value in ("pass", "absent") and not show_all:
             continue
@@ -104,8 +114,9 @@ def exit_status(items: Sequence[Item], is_strict: bool) -> ExitStatus:
     return ExitStatus.FINE
 
 
-def _reader_in(pid: int) -> Callable[[str], str]:
-    """Reads net.* where the process sees it, everything else here. Raises: KernelError if there is no such process."""
+def _reader_in(pid: int) -> Callable[[str], str] | None:
+    """Reads net.* where the process sees it, everything else here; None if that is here. Raises: KernelError if there is none."""
+    from triaged.errors import KernelError
     from triaged.fixers.network_namespace import in_network_namespace
     from triaged.kernel.parameters import ParameterReader
     from triaged.kernel.paths import KernelPaths
@@ -114,8 +125,10 @@ def _reader_in(pid: int) -> Callable[[str], str]:
 
     paths = KernelPaths()
     here = ParameterReader(paths)
+    if not os.path.exists(f"{paths.proc}/{pid}"):
+        raise KernelError(f"{paths.proc}/{pid}", "there is no such process")
     if shares_network(paths, pid):
-        return here.read
+        return None
     ticks = read_start_ticks(paths, pid)
 
     def read(key: str) -> str:
@@ -141,7 +154,8 @@ def run(args: argparse.Namespace) -> int:
         return ExitStatus.FINE
     policies = load_policies(settings.paths, args.policy) if args.policy else settings.policies
     read = _reader_in(args.pid) if args.pid else None
-    items = list(check(policies, KernelPaths(), pid=args.pid, read=read))
+    network = f"the network namespace of process {args.pid}" if read else ""
+    items = list(check(policies, KernelPaths(), pid=args.pid, read=read, network=network))
     if args.junit:
         with open(args.junit, "w", encoding="utf-8") as file:
             file.write(junit_document(items))

@@ -51,6 +51,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("dismiss", "say that a finding does not matter", "dismiss"),
     Command("check", "hold policies against this machine, as a gate", "check"),
     Command("inspect", "every limit of a process or unit, and which binds first", "inspect"),
+    Command("explain", "which limit gives an error, and how each stands", "explain"),
+    Command("run", "run a command, and say which of its failures are the machine's", "run"),
     Command("seccomp", "what seccomp filters refuse, and profiles that fit", "seccomp"),
     Command("log", "what the journal says of a unit's findings", "log"),
     Command("rules", "what triaged can find: the rule manual", "rules"),

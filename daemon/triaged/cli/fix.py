@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
             fix = chosen(finding["Fixes"], args.key, args.lasting)
             if fix is None:
                 known = ", ".join(fix["Key"] for fix in finding["Fixes"]) or "none that triaged knows"
-                raise NotMeant(f"{finding['Id']} has no such fix", f"its fixes: {known}")
+                what = "no fix that lasts" if args.lasting and not args.key else "no such fix"
+                raise NotMeant(f"{finding['Id']} has {what}", f"its fixes: {known}")
             preview = client.call("PreviewFix", "ssa{sv}", finding["Id"], fix["Key"], {}, timeout_s=APPLY_TIMEOUT_S)[0]
             if not (args.json and args.yes):
                 print(json.dumps(preview, indent=2) if args.json else "\n".join(preview_lines(preview, style)), flush=True)
@@ -63,6 +64,9 @@ def run(args: argparse.Namespace) -> int:
                 return ExitStatus.FINE
             if fix["Type"] == "manual":
                 say_error("triaged does not make this change itself", "type the command above")
+                return ExitStatus.FOUND
+            if preview["Obstacle"] and not args.yes:
+                say_error("it cannot be applied now", preview["Obstacle"])
                 return ExitStatus.FOUND
             if not args.yes and not is_agreed("apply it?"):
                 say_error("nothing was changed", "")

@@ -34,7 +34,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "log", help="what the journal says of a unit's findings",
         description="Prints what triaged wrote to the journal: findings opened and resolved, fixes applied and undone. "
-                    "Needs no daemon, but the right to read the system's journal.",
+                    "Needs no daemon, but the right to read the system's journal. journalctl -u UNIT does not show these: of "
+                    "what is about a unit it takes only entries that the unit itself, systemd or root wrote.",
     )
     parser.add_argument("unit", metavar="UNIT", nargs="?", help="only what is about this systemd unit")
     parser.add_argument("--finding", metavar="ID", help="only what is about this finding")
@@ -68,16 +69,19 @@ def journalctl_argv(args: argparse.Namespace, uid: int) -> list[str]:
     if args.follow:
         argv.append("--follow")
     about = []
-    if args.unit is not None:
-        about.append(f"OBJECT_SYSTEMD_UNIT={unit_name(args.unit)}")
     if args.finding is not None:
         about.append(f"TRIAGED_FINDING={args.finding}")
     if args.rule is not None:
         about.append(f"TRIAGED_RULE={args.rule}")
     writers: list[list[str]] = [["_SYSTEMD_UNIT=triaged.service"], ["_SYSTEMD_UNIT=triaged-helper.service"]]
     writers += [["SYSLOG_IDENTIFIER=triaged", f"_UID={writer}"] for writer in sorted({0, uid})]
-    for index, writer in enumerate(writers):
-        argv += (["+"] if index else []) + writer + about
+    units: list[list[str]] = [[]]
+    if args.unit is not None:
+        # The system's, and those of the users' own systemd.
+        units = [[f"{name}={unit_name(args.unit)}"] for name in ("OBJECT_SYSTEMD_UNIT", "OBJECT_SYSTEMD_USER_UNIT")]
+    matches = [writer + unit + about for writer in writers for unit in units]
+    for index, match in enumerate(matches):
+        argv += (["+"] if index else []) + match
     return argv
 
 

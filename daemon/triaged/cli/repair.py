@@ -57,7 +57,8 @@ def preview_lines(preview: Mapping[str, Any], style: Style) -> list[str]:
     lines += labelled("undo", "triagectl undo puts it back" if preview["Undoable"] else "cannot be undone", style)
     if preview["Risk"]:
         lines += labelled("risk", preview["Risk"], style)
-    lines += labelled("verified", preview["Verification"], style)
+    if preview["Verification"]:
+        lines += labelled("tested", preview["Verification"], style)
     for note in preview["Notes"]:
         lines += labelled("note", note, style)
     for argv in preview["Commands"]:
@@ -74,8 +75,8 @@ def outcome_lines(outcome: Mapping[str, Any], style: Style) -> list[str]:
     lines = [f"{style.strong(safe(outcome['State']))}  {safe(outcome['Title'])}"]
     if outcome["Message"]:
         lines += labelled("now", outcome["Message"], style)
-    if outcome["Verification"]:
-        lines += labelled("verified", outcome["Verification"], style)
+    if outcome["Verification"] and outcome["State"] in ("applied", "verified"):
+        lines += labelled("tested", outcome["Verification"], style)
     return lines
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from triaged.cli.document import (
     WARNING,
+    EvidenceDocument,
     FindingDocument,
     FixDocument,
     Report,
@@ -93,10 +94,11 @@ def _labelled(label: str, text: str, style: Style, indent: str) -> list[str]:
     return [indent + style.faint(padded(label, _LABEL_WIDTH)) + lines[0][len(head):], *lines[1:]] if label else lines
 
 
-def _evidence_lines(finding: FindingDocument, style: Style, indent: str) -> list[str]:
+def evidence_lines(evidence: Mapping[str, EvidenceDocument], style: Style, indent: str) -> list[str]:
+    """Names and values of evidence, each with the file or record that it is from."""
     out = []
     label = "evidence"
-    for name, item in finding["evidence"].items():
+    for name, item in evidence.items():
         head = indent + padded(label, _LABEL_WIDTH)
         inner = " " * (len(head) + 2)
         # A record of several lines keeps them, each further in than the names: what a user chose cannot pass for a name.
@@ -134,7 +136,7 @@ def finding_lines(finding: FindingDocument, style: Style, *, with_id: bool = Tru
     lines[0] = "  " + style.severity(severity, padded(severity, 9)) + style.strong(lines[0][len(head):])
     lines[1:] = [style.strong(line) for line in lines[1:]]
     lines += _labelled("subject", subject_text(finding["subject"]), style, indent)
-    lines += _evidence_lines(finding, style, indent)
+    lines += evidence_lines(finding["evidence"], style, indent)
     for fix in finding["fixes"]:
         lines += fix_lines(fix, style, indent)
     if not finding["fixes"]:

@@ -6,8 +6,9 @@
 """
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
@@ -127,17 +128,61 @@ class Fixer(Protocol):
         """Waits for what is under way."""
 
 
+class DeferredFixer:
+    """See `Fixer`. One that `make` gives when it is first needed: what makes repairs is a megabyte that most runs never use."""
+
+    def __init__(self, make: Callable[[], Awaitable[Fixer]]) -> None:
+        self._make = make
+        self._one_at_a_time = asyncio.Lock()
+        self._fixer: Fixer | None = None
+
+    async def made(self) -> Fixer:
+        """The fixer itself. Raises: what `make` raises; then it is tried again the next time."""
+        async with self._one_at_a_time:
+            if self._fixer is None:
+                self._fixer = await self._make()
+            return self._fixer
+
+    async def preview(self, fix: Fix, uid: int | None = None) -> Preview:
+        """See `Fixer.preview`."""
+        return await (await self.made()).preview(fix, uid)
+
+    async def apply(self, finding: str, fix: Fix, caller: Caller, uid: int | None = None) -> Outcome:
+        """See `Fixer.apply`."""
+        return await (await self.made()).apply(finding, fix, caller, uid)
+
+    async def undo(self, finding: str, key: str, caller: Caller) -> Outcome:
+        """See `Fixer.undo`."""
+        return await (await self.made()).undo(finding, key, caller)
+
+    async def outcomes(self) -> tuple[Outcome, ...]:
+        """See `Fixer.outcomes`."""
+        return await (await self.made()).outcomes()
+
+    async def close(self) -> None:
+        """See `Fixer.close`."""
+        if self._fixer is not None:
+            await self._fixer.close()
+
+
 @dataclass(frozen=True)
 class Probe:
     """The failing thing, to be done again in a process of its own: `name` and `arguments` of `probes.py`.
 
     `text` says it for people. `compares`: it is done before the change too, because only the difference shows something.
+    `closes`: the fix is for the opposite, what works now is to be refused.
     """
 
     name: str
     text: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     compares: bool = False
+    closes: bool = False
+
+    @property
+    def plan(self) -> str:
+        """What will be done, for people."""
+        return f"{self.text}, and see it refused" if self.closes else self.text
 
 
 @dataclass(frozen=True)

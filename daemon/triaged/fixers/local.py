@@ -69,7 +69,7 @@ class LocalFixer:
             await self._may_apply(fixer, fix, parts, presents)
             notes = await fixer.notes(fix, presents[fixer.value_part])
             plan = await fixer.probe(fix, presents[fixer.value_part], uid)
-            verification = f"will {plan.text}" if isinstance(plan, Probe) else f"none: {plan.why}"
+            verification = f"will {plan.plan}" if isinstance(plan, Probe) else f"none: {plan.why}"
         except TriagedError as error:
             obstacle = error.shown()
         old = presents[fixer.value_part] if presents else None
@@ -317,7 +317,8 @@ class LocalFixer:
         for part in reversed(parts):
             original = originals[part.name]
             try:
-                if await part.read() == part.wanted != original.value:
+                present = await part.read()
+                if (part.holds(present) and present != original.value) or await part.leaves(original):
                     await part.restore(original)
                 await part.tidy()
             except TriagedError as error:
@@ -365,9 +366,9 @@ async def _read_all(parts: Sequence[Part]) -> tuple[str | None, ...]:
 
 
 async def _standing(parts: Sequence[Part], originals: Mapping[str, Original]) -> str:
-    """How the host stands to a record: "original", "ours", "partly" (ours and originals mixed), "foreign" (not one part is
-    ours any more, and somebody else changed one), "gone"."""
-    ours = originals_left = foreign = 0
+    """How the host stands to a record: "original", "ours", "partly" (some is ours), "foreign" (nothing is ours any more, and
+    somebody else changed something), "gone"."""
+    ours = originals_left = partly = 0
     for part in parts:
         try:
             present = await part.read()
@@ -377,21 +378,24 @@ async def _standing(parts: Sequence[Part], originals: Mapping[str, Original]) ->
             ours += 1
         elif present == originals[part.name].value:
             originals_left += 1
-        else:
-            foreign += 1
+        elif part.holds(present):
+            partly += 1
     if ours == len(parts):
         return "ours"
     if originals_left == len(parts):
         return "original"
-    return "partly" if ours else "foreign"
+    return "partly" if ours or partly else "foreign"
 
 
 async def _holds_any(parts: Sequence[Part], originals: Mapping[str, Original]) -> bool:
     """Whether some part still holds what we wrote, or cannot be read."""
     try:
-        return any([await part.read() == part.wanted != originals[part.name].value for part in parts])
+        presents = [await part.read() for part in parts]
     except TriagedError:
         return True
+    return any(
+        part.holds(present) and present != originals[part.name].value for part, present in zip(parts, presents, strict=True)
+    )
 
 
 async def _changed_since(parts: Sequence[Part], originals: Mapping[str, Original]) -> list[str]:

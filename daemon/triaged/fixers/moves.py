@@ -6,7 +6,10 @@ Facts that shape this module (systemd 252 and 257):
   cgroup. So the tree is listed again until nobody is left outside; later ones go by AttachProcessesToUnit.
 - One process that ended meanwhile makes either call fail for all of them. So the first process goes alone (its later children
   follow it), the others one by one; whether all arrived is seen by looking.
-- A scope that is empty ends and is forgotten. Undo therefore makes the old scope again, under its name and in its slice.
+- A scope that is empty ends and is forgotten. Undo therefore makes the old scope again, under its name, in its slice, with its
+  limits on tasks, memory and CPU.
+- AttachProcessesToUnit works for delegated units only (since 257.13 or so: "not available on non-delegated units"). Our scope is
+  one; what the processes came from seldom is. So they are written back into their old cgroups, which is where systemd has them.
 - Taking a service's main process out of the service would make systemd lose it: that is refused.
 - Memory that was charged stays with the old cgroup.
 """
@@ -16,12 +19,13 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from triaged.errors import BusError, FixFailed, FixRefused, Gone, KernelError
+from triaged.errors import BusError, FixFailed, FixRefused, Gone, KernelError, TriagedError
 from triaged.fixers.fixer import Probe, TypeFixer, Unverifiable
 from triaged.fixers.part import Original, Part
+from triaged.kernel.cgroup_layout import read_layout
 from triaged.kernel.files import read_text
 from triaged.kernel.paths import KernelPaths
 from triaged.kernel.process import read_process, read_start_ticks
@@ -33,6 +37,8 @@ log = logging.getLogger(__name__)
 _SLICE = re.compile(r"[A-Za-z0-9:_.\\@-]{1,240}\.slice")
 _FORBIDDEN = frozenset({"-.slice", "system.slice"})
 _TREE_CAP = 4096
+_LIMITS = ("CPUQuotaPerSecUSec", "CPUWeight", "MemoryHigh", "MemoryMax", "MemorySwapMax", "TasksMax")
+_NOT_SET = (1 << 64) - 1
 _ROUNDS = 50
 _PAUSE_S = 0.1
 
@@ -43,8 +49,8 @@ class ScopeManager(Protocol):
     async def read_property(self, unit: str, name: str) -> str | int | bool | list[str]:
         """See `fixers.units.UnitManager`."""
 
-    async def start_scope(self, name: str, slice_name: str, pids: Sequence[int]) -> None:
-        """StartTransientUnit of a scope that takes the processes."""
+    async def start_scope(self, name: str, slice_name: str, pids: Sequence[int], limits: Mapping[str, int]) -> None:
+        """StartTransientUnit of a scope that takes the processes, with properties of type t."""
 
     async def attach(self, unit: str, pids: Sequence[int]) -> None:
         """AttachProcessesToUnit."""
@@ -93,40 +99,67 @@ class TreePlace(Part):
     async def save(self) -> Original:
         places = await asyncio.to_thread(self.places)
         old = ", ".join(sorted(set(places.values())))
-        return Original(old, {"places": {str(pid): path for pid, path in places.items()}})
+        scopes = sorted({unit for unit in map(own_unit_of, places.values()) if unit.endswith(".scope")})
+        limits = {scope: await self._limits_of(scope) for scope in scopes}
+        return Original(old, {"places": {str(pid): path for pid, path in places.items()}, "limits": limits})
+
+    async def _limits_of(self, scope: str) -> dict[str, int]:
+        values = {name: int(str(await self._manager.read_property(scope, name))) for name in _LIMITS}
+        return {name: value for name, value in values.items() if value != _NOT_SET}
 
     async def write(self) -> None:
-        await self._manager.start_scope(self._fix.scope, self._fix.slice, [self._fix.pid])
-        await self._gather(self._fix.scope)
+        before = await self.save()
+        try:
+            await self._manager.start_scope(self._fix.scope, self._fix.slice, [self._fix.pid], {})
+            await self._gather(self._fix.scope)
+        except TriagedError:
+            await self.restore(before)
+            raise
+
+    def holds(self, present: str | None) -> bool:
+        return present == self.wanted or f"/{self._fix.scope}" in (present or "")
 
     async def restore(self, original: Original) -> None:
         before: dict[str, str] = dict(original.more["places"])
         root = before[str(self._fix.pid)]
-        by_path: dict[str, list[int]] = {}
-        # Who was born since goes where the first process was.
-        for pid in await asyncio.to_thread(self.places):
-            by_path.setdefault(before.get(str(pid), root), []).append(pid)
-        for path, pids in by_path.items():
-            unit = own_unit_of(path)
-            if not unit:
-                raise FixFailed(f"{path} is no unit's: systemd cannot move anything back there")
-            state = await self._manager.read_property(unit, "ActiveState")
-            if unit.endswith(".scope") and state != "active":
-                await self._restart(unit, slice_of(path), pids)
         for _ in range(_ROUNDS):
+            # Who was born since goes where the first process was.
             places = await asyncio.to_thread(self.places)
             outside = {pid: before.get(str(pid), root) for pid, path in places.items() if before.get(str(pid), root) != path}
             if not outside:
                 return
-            for pid, path in outside.items():
-                await self._attach(own_unit_of(path), [pid])
+            for path in set(outside.values()):
+                limits = original.more.get("limits", {}).get(own_unit_of(path), {})
+                await self._make_ready(path, [pid for pid, wanted in outside.items() if wanted == path], limits)
+            await asyncio.to_thread(self._write_back, outside)
             await asyncio.sleep(_PAUSE_S)
         raise FixFailed(f"not every process is back: {await self.read()}")
 
-    async def _restart(self, unit: str, slice_name: str, pids: Sequence[int]) -> None:
+    async def _make_ready(self, path: str, pids: Sequence[int], limits: Mapping[str, int]) -> None:
+        """Makes the scope of the cgroup again if it ended when it was empty."""
+        unit = own_unit_of(path)
+        if not unit:
+            raise FixFailed(f"{path} is no unit's: nothing can be moved back there")
+        if unit.endswith(".scope") and await self._manager.read_property(unit, "ActiveState") not in ("active", "activating"):
+            await self._restart(unit, slice_of(path), pids, limits)
+
+    def _write_back(self, wanted: Mapping[int, str]) -> None:
+        """Writes each process into its cgroup, in every hierarchy; where version 1 has none of it, into the nearest above."""
+        for hierarchy in read_layout(self._paths).hierarchies:
+            for pid, path in wanted.items():
+                directory = hierarchy.directory(path)
+                while not os.path.isdir(directory) and directory != hierarchy.mount and not hierarchy.is_v2:
+                    directory = os.path.dirname(directory)
+                try:
+                    with open(f"{directory}/cgroup.procs", "w") as file:
+                        file.write(str(pid))
+                except OSError as error:  # it ended, or the scope's job has not run yet: the caller looks again
+                    log.debug("%s did not take process %d: %s", directory, pid, error)
+
+    async def _restart(self, unit: str, slice_name: str, pids: Sequence[int], limits: Mapping[str, int]) -> None:
         for pid in pids:
             try:
-                return await self._manager.start_scope(unit, slice_name, [pid])
+                return await self._manager.start_scope(unit, slice_name, [pid], limits)
             except BusError as error:
                 log.debug("%s did not take process %d: %s", unit, pid, error)
         raise FixFailed(f"{unit} could not be made again")
@@ -135,7 +168,7 @@ class TreePlace(Part):
         for pid in pids:
             try:
                 await self._manager.attach(unit, [pid])
-            except BusError as error:  # it ended meanwhile, or the caller sees that it stays outside
+            except BusError as error:  # it ended meanwhile; or it stays outside, which the caller sees
                 log.debug("%s did not take process %d: %s", unit, pid, error)
 
     async def holder(self) -> str:
@@ -213,7 +246,12 @@ class MoveFixer(TypeFixer[MoveProcesses]):
                 raise FixRefused(f"it is the main process of {unit}: systemd would lose it", f"set Slice= of {unit}")
 
     async def notes(self, fix: MoveProcesses, present: str | None) -> tuple[str, ...]:
-        return ("memory in use stays charged to the old cgroup", "the next run starts where this one was started")
+        notes = ["memory in use stays charged to the old cgroup", "the next run starts where this one was started"]
+        part = TreePlace(self._manager, self._paths, fix)
+        for unit in sorted({own_unit_of(path) for path in (await asyncio.to_thread(part.places)).values()}):
+            if unit.endswith(".scope"):
+                notes.append(f"{unit} ends when it is empty; an undo makes it again, with its limits on tasks, memory and CPU")
+        return tuple(notes)
 
     async def probe(self, fix: MoveProcesses, present: str | None, uid: int | None) -> Probe | Unverifiable:
         return Unverifiable("nothing had failed; every process of the tree is looked for in the new place instead")

@@ -10,11 +10,13 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TypeVar
 
 from triaged.errors import Gone, KernelError
 from triaged.kernel.files import translated
+from triaged.kernel.parameters import ParameterReader
 from triaged.kernel.paths import KernelPaths
 from triaged.kernel.process import read_start_ticks
 
@@ -58,3 +60,19 @@ def in_network_namespace(paths: KernelPaths, pid: int, start_ticks: int, work: C
     if not results:
         raise KernelError(path, "nothing came back from the namespace")
     return results[0]
+
+
+def read_parameters(paths: KernelPaths, pid: int, start_ticks: int, keys: Iterable[str]) -> dict[str, str]:
+    """The parameters as the network namespace of the process has them, without those that it has not. Blocking.
+
+    Raises: as `in_network_namespace`; NotPermitted, KernelError.
+    """
+
+    def read() -> dict[str, str]:
+        reader, out = ParameterReader(paths), {}
+        for key in keys:
+            with suppress(Gone):
+                out[key] = reader.read(key)
+        return out
+
+    return in_network_namespace(paths, pid, start_ticks, read)

@@ -32,11 +32,17 @@ _AS_USER = {
     "user.max_time_namespaces": ("namespace", "create a time namespace"),
     "kernel.io_uring_disabled": ("io-uring", "set up an io_uring"),
     "kernel.unprivileged_bpf_disabled": ("bpf", "create a BPF map"),
-    "kernel.perf_event_paranoid": ("perf-event", "open a perf event of its own"),
+    "kernel.perf_event_paranoid": ("perf-event", "open a perf event"),
     "kernel.yama.ptrace_scope": ("ptrace", "attach to a process of the same user that is not its child"),
     "vm.unprivileged_userfaultfd": ("userfaultfd", "open a userfaultfd"),
     "net.ipv4.ping_group_range": ("ping-socket", "open an ICMP socket"),
 }
+# Of these a higher value allows less; of the others a lower one does.
+_CLOSED_BY_MORE = frozenset({
+    "kernel.apparmor_restrict_unprivileged_userns", "kernel.io_uring_disabled", "kernel.unprivileged_bpf_disabled",
+    "kernel.perf_event_paranoid", "kernel.yama.ptrace_scope",
+})  # fmt: skip
+_NO_GROUP = "1 0"  # net.ipv4.ping_group_range
 
 
 def parameter_probe(fix: SetParameter, present: str, uid: int | None) -> Probe | Unverifiable:
@@ -45,12 +51,18 @@ def parameter_probe(fix: SetParameter, present: str, uid: int | None) -> Probe |
     parameter = fix.parameter
     if parameter in _AS_USER:
         name, text = _AS_USER[parameter]
+        closes = _closes(parameter, present, fix.value)
+        if closes:
+            user = NOBODY  # some of it stays allowed to root
         if name not in ("user-namespace", "namespace") and user == 0:
             user = NOBODY  # root passes these checks always
         arguments: dict[str, object] = {"uid": user}
+        if name == "perf-event":
+            # What the laxer of the two values allows: 2 events of one's own code, 1 the kernel's part too, 0 whole CPUs.
+            arguments["level"] = min(_number(present), _number(fix.value))
         if name == "namespace":
             arguments["kind"] = parameter.removeprefix("user.max_").removesuffix("_namespaces")
-        return Probe(name, f"{text} as user {user}", arguments, compares=True)
+        return Probe(name, f"{text} as user {user}", arguments, compares=True, closes=closes)
     if parameter == "net.core.somaxconn":
         new, old = int(fix.value), _number(present)
         arguments = {"backlog": new, "old": old, "connections": old + 2 if old + 2 <= min(MOST_CONNECTIONS, new) else 0}
@@ -65,6 +77,12 @@ def parameter_probe(fix: SetParameter, present: str, uid: int | None) -> Probe |
             return Unverifiable("no port becomes free")
         return Probe("bind-port", f"bind to port {port} as user {user}", {"uid": user, "port": port}, compares=True)
     return _beyond(fix, _number(present), user)
+
+
+def _closes(parameter: str, present: str, value: str) -> bool:
+    if parameter == "net.ipv4.ping_group_range":
+        return value == _NO_GROUP
+    return _number(value) > _number(present) if parameter in _CLOSED_BY_MORE else _number(value) < _number(present)
 
 
 def _beyond(fix: SetParameter, old: int, user: int) -> Probe | Unverifiable:

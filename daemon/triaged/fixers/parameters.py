@@ -51,6 +51,8 @@ _MEMORY = "kernel memory that unprivileged users can tie up grows with it"
 PARAMETERS: Mapping[str, Range] = {
     "fs.aio-max-nr": Range(1024, LONG_MAX, risk=_MEMORY),
     "fs.epoll.max_user_watches": Range(1, LONG_MAX, risk=_MEMORY),
+    "fs.fanotify.max_user_groups": Range(1, INT_MAX, risk=_MEMORY),
+    "fs.fanotify.max_user_marks": Range(1, INT_MAX, risk=_MEMORY),
     "fs.file-max": Range(1024, LONG_MAX, risk=_MEMORY),
     "fs.inotify.max_queued_events": Range(1, INT_MAX, risk=_MEMORY),
     "fs.inotify.max_user_instances": Range(1, INT_MAX, risk=_MEMORY),
@@ -79,8 +81,14 @@ PARAMETERS: Mapping[str, Range] = {
     "kernel.keys.root_maxbytes": Range(1, INT_MAX),
     "kernel.keys.root_maxkeys": Range(1, INT_MAX),
     "kernel.kptr_restrict": Range(0, 2, risk="0 shows addresses of the kernel to every user"),
+    "kernel.msgmax": Range(1, INT_MAX, risk=_MEMORY),
+    "kernel.msgmni": Range(1, 8388608, risk=_MEMORY),
     "kernel.perf_event_paranoid": Range(-1, 4, risk="a low value lets users observe the kernel and other processes"),
     "kernel.pid_max": Range(301, 4194304, risk="programs that print process ids in five columns look odd"),
+    "kernel.pty.max": Range(1, INT_MAX, risk=_MEMORY),
+    "kernel.shmall": Range(1, LONG_MAX, risk=_MEMORY),
+    "kernel.shmmax": Range(1, LONG_MAX, risk=_MEMORY),
+    "kernel.shmmni": Range(1, 32768, risk=_MEMORY),
     "kernel.threads-max": Range(20, 1073741823, risk=_MEMORY),
     "kernel.unprivileged_bpf_disabled": Range(0, 2, risk="0 opens bpf() to every process; 1 cannot be taken back and is not set"),
     "kernel.unprivileged_userns_clone": Range(0, 1, risk=_SANDBOX),
@@ -108,6 +116,7 @@ PARAMETERS: Mapping[str, Range] = {
     "user.max_user_namespaces": Range(0, INT_MAX, risk=_SANDBOX),
     "user.max_uts_namespaces": Range(0, INT_MAX),
     "vm.max_map_count": Range(1024, INT_MAX, risk=_MEMORY),
+    "vm.nr_hugepages": Range(0, INT_MAX, risk="memory in the pool of huge pages is lost for everything else"),
     "vm.overcommit_memory": Range(0, 2, risk="2 refuses memory that may never be touched; 1 leaves it to the OOM killer"),
     "vm.overcommit_ratio": Range(0, 1000),
     "vm.unprivileged_userfaultfd": Range(0, 1, risk="1 makes races in the kernel easier to exploit"),
@@ -123,7 +132,7 @@ def parse_value(parameter: str, value: str) -> str:
     """
     known = PARAMETERS.get(parameter)
     if known is None:
-        raise FixRefused(f"{parameter[:80]!r} is not a parameter that triaged sets", "set it by hand, or see the list in fixes(7)")
+        raise FixRefused(f"{parameter[:80]!r} is not a parameter that triaged sets", "set it by hand")
     if value in known.words:
         return value
     if known.minimum > known.maximum:

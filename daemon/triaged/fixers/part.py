@@ -44,7 +44,15 @@ class Part(ABC):
 
     @abstractmethod
     async def restore(self, original: Original) -> None:
-        """Puts the original back. Called only while the place still holds `wanted`."""
+        """Puts the original back. Called only while the place still holds something of ours."""
+
+    def holds(self, present: str | None) -> bool:
+        """Whether the place, as it was read, still holds something that we wrote."""
+        return present == self.wanted
+
+    async def leaves(self, original: Original) -> bool:
+        """Whether something of ours lies about although the value is the original one: a drop-in that another one beats."""
+        return False
 
     async def holder(self) -> str:
         """Who the present value comes from, as far as it can be told; a clause, or ''."""

@@ -16,6 +16,7 @@ import resource
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -275,7 +276,9 @@ def inotify_watches(uid: int, watches: int) -> tuple[int, str]:
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
         for number in range(watches):
-            os.close(os.open(f"{directory}/{number}", os.O_CREAT | os.O_WRONLY, 0o644))
+            file = os.open(f"{directory}/{number}", os.O_CREAT | os.O_WRONLY)
+            os.fchmod(file, 0o644)  # whatever the umask is: who may not read a file may not watch it
+            os.close(file)
 
         def place() -> str:
             become(uid)
@@ -396,12 +399,14 @@ def bpf(uid: int) -> str:
     return f"user {uid} created a BPF map"
 
 
-def perf_event(uid: int) -> str:
+def perf_event(uid: int, level: int) -> str:
     become(uid)
-    # struct perf_event_attr: type SOFTWARE (1), size, config TASK_CLOCK (1); kernel and hypervisor included.
-    attributes = struct.pack("=IIQ", 1, 64, 1).ljust(64, b"\0")
-    os.close(syscall("perf_event_open", attributes, ctypes.c_int(0), ctypes.c_int(-1), ctypes.c_int(-1), ctypes.c_ulong(0)))
-    return f"user {uid} opened a perf event with kernel samples"
+    # struct perf_event_attr: type SOFTWARE (1), size, config TASK_CLOCK (1), three more, exclude_kernel and exclude_hv (0x60).
+    attributes = struct.pack("=IIQQQQQ", 1, 64, 1, 0, 0, 0, 0x60 if level > 1 else 0).ljust(64, b"\0")
+    whose, cpu = (-1, 0) if level < 1 else (0, -1)
+    os.close(syscall("perf_event_open", attributes, ctypes.c_int(whose), ctypes.c_int(cpu), ctypes.c_int(-1), ctypes.c_ulong(0)))
+    what = "of a whole CPU" if level < 1 else "with kernel samples" if level == 1 else "of its own code"
+    return f"user {uid} opened a perf event {what}"
 
 
 def userfaultfd(uid: int) -> str:
@@ -432,6 +437,85 @@ def ptrace(uid: int) -> str:
         os.waitpid(sibling, 0)
 
 
+def system_call(unit: str, calls: list[str]) -> str:
+    numbers = {call: call_number(call) for call in calls}
+    shown = command("/usr/bin/systemctl", "show", "--property=" + ",".join(FILTER_SETTINGS), unit)
+    settings = dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
+    settings["SystemCallErrorNumber"] = {"0": "", "2147483646": "kill"}.get(
+        settings.get("SystemCallErrorNumber", ""), settings.get("SystemCallErrorNumber", "")
+    )
+    if settings["SystemCallErrorNumber"] in ("38", "ENOSYS"):
+        raise Cannot(f"{unit} answers refused calls with ENOSYS, which cannot be told from a call that was let through")
+    options = [f"--property={name}={value}" for name, value in settings.items() if value not in ("", "no", "~")]
+    done = command(
+        "/usr/bin/systemd-run", "--quiet", "--wait", "--pipe", "--collect", *options,
+        sys.executable, "-I", "-S", __file__, "system-calls-here", json.dumps({"numbers": numbers}),
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    if not lines or lines[0] != "ready":
+        raise Cannot(f"the test could not run with the filters of {unit}: {(done.stderr.strip() or 'it was killed')[:200]}")
+    if not lines[-1].startswith("{"):
+        raise OSError(0, f"{lines[-1]} was killed by the filter")
+    answer = json.loads(lines[-1])
+    if not answer["done"]:
+        raise OSError(0, answer["text"])
+    return f"the filters of {unit} let {', '.join(calls)} through"
+
+
+# What systemd loads seccomp filters for.
+FILTER_SETTINGS = (
+    "SystemCallFilter", "SystemCallErrorNumber", "SystemCallArchitectures", "RestrictNamespaces", "RestrictAddressFamilies",
+    "RestrictRealtime", "RestrictSUIDSGID", "LockPersonality", "MemoryDenyWriteExecute", "ProtectKernelModules",
+    "ProtectKernelLogs", "ProtectClock", "ProtectHostname", "PrivateDevices",
+)  # fmt: skip
+
+
+def command(*argv: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a command of systemd's."""
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, timeout=LIFETIME_S / 2, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Cannot(f"{argv[0]}: {error}") from error
+
+
+def call_number(name: str) -> int:
+    """The number of a call on this machine, from libseccomp, which systemd's filters are made with."""
+    try:
+        resolve = ctypes.CDLL("libseccomp.so.2").seccomp_syscall_resolve_name
+    except OSError as error:
+        raise Cannot("libseccomp is not installed") from error
+    number: int = resolve(name.encode())
+    if number < 0:
+        raise Cannot(f"this machine has no call {name}")
+    return number
+
+
+def system_calls_here(numbers: dict[str, int]) -> str:
+    """Tries calls without making them: a filter of our own answers TRACE, which is laxer than every refusal, and without a tracer
+    that gives ENOSYS. So any other error is that of a filter loaded before. Calls whose first argument is not -1 are let through.
+    """
+    load, equal, give, number_at = 0x20, 0x15, 0x06, 0
+    argument_at = 20 if sys.byteorder == "big" else 16  # the low half of the first one
+    wanted = sorted(set(numbers.values()))
+    program = [(load, 0, 0, number_at)]
+    program += [(equal, len(wanted) - at, 0, number) for at, number in enumerate(wanted)]
+    program += [(give, 0, 0, 0x7FFF0000), (load, 0, 0, argument_at), (equal, 0, 1, 0xFFFFFFFF), (give, 0, 0, 0x7FF00000),
+                (give, 0, 0, 0x7FFF0000)]  # fmt: skip
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *instruction) for instruction in program))
+    header = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(code)))
+    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, header, 0, 0):  # PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP: SECCOMP_MODE_FILTER
+        raise Cannot(f"no filter could be loaded: {os.strerror(ctypes.get_errno())}")
+    print("ready", flush=True)
+    for name, number in numbers.items():
+        print(name, flush=True)
+        ctypes.set_errno(0)
+        result = libc.syscall(ctypes.c_long(number), -1, -1, -1, -1, -1, -1)
+        if result != -1 or ctypes.get_errno() != errno.ENOSYS:
+            said = os.strerror(ctypes.get_errno()) if result == -1 else f"it returned {result}"
+            raise OSError(0, f"{name}: {said.lower()}")
+    return ", ".join(numbers)
+
+
 PROBES: dict[str, Callable[..., "str | tuple[int, str]"]] = {
     "aio-events": aio_events,
     "bind-port": bind_port,
@@ -450,6 +534,8 @@ PROBES: dict[str, Callable[..., "str | tuple[int, str]"]] = {
     "ping-socket": ping_socket,
     "process-id": process_id,
     "ptrace": ptrace,
+    "system-call": system_call,
+    "system-calls-here": system_calls_here,
     "tasks": tasks,
     "user-namespace": user_namespace,
     "userfaultfd": userfaultfd,

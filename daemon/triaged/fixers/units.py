@@ -4,7 +4,7 @@
 Facts that shape this module: SetUnitProperties() takes resource-control properties only (no LimitXXX=, no Slice=), applies
 them at once and writes one drop-in per property, 50-NAME.conf, below system.control of /etc or /run (of a transient
 unit: below its transient directory). Setting the old value again would leave a drop-in that pins it; so undo sets the old
-value and then removes the drop-ins that were not there before.
+value, then puts back the drop-ins as they were, and reloads: until then systemd would call the unit changed on disk.
 """
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import difflib
 import mmap
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,8 @@ from triaged.fixers.part import Original, Part
 from triaged.kernel.files import read_text
 from triaged.kernel.paths import KernelPaths
 from triaged.model.fix import SetUnitProperty, SetUnitSetting
+from triaged.model.unit_filter import SETTING as SYSTEM_CALL_FILTER
+from triaged.model.unit_filter import added_calls
 
 INFINITY = (1 << 64) - 1
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,240}\.(service|scope|slice|socket|mount|swap)")
@@ -38,6 +40,9 @@ class UnitManager(Protocol):
 
     async def set_property(self, unit: str, name: str, signature: str, value: int | str | bool, *, runtime: bool) -> None:
         """SetUnitProperties with one property."""
+
+    async def read_filter(self, unit: str) -> tuple[bool, tuple[str, ...]]:
+        """SystemCallFilter= of the service as systemd has it loaded: whether it is a list of what is allowed, and its calls."""
 
     async def reload(self) -> None:
         """Reads the unit files again (daemon-reload)."""
@@ -102,7 +107,12 @@ PROPERTIES: Mapping[str, Property] = {
 # What systemd reads only from unit files. A value is SOFT or SOFT:HARD.
 _LIMITS = ("LimitAS", "LimitCORE", "LimitDATA", "LimitFSIZE", "LimitMEMLOCK", "LimitMSGQUEUE", "LimitNOFILE", "LimitNPROC",
            "LimitSIGPENDING", "LimitSTACK")  # fmt: skip
-SETTINGS = (*_LIMITS, "Slice")
+SETTINGS = (*_LIMITS, "Slice", SYSTEM_CALL_FILTER)
+_MORE_CALLS = "whoever breaks into the unit's processes can make these calls, too"
+_OTHER_FILTERS = (
+    "RestrictNamespaces=, RestrictAddressFamilies=, LockPersonality=, ProtectKernelModules= and their like load filters, too; "
+    "so may the program itself (triagectl seccomp dump PID)"
+)
 _LIMIT_VALUE = re.compile(r"(?:[0-9]{1,19}|infinity)(?::(?:[0-9]{1,19}|infinity))?")
 _SLICE_VALUE = re.compile(r"[A-Za-z0-9:_.\\@-]{1,240}\.slice")
 
@@ -130,27 +140,48 @@ class UnitProperty(Part):
 
     async def write(self) -> None:
         await self._set(self.wanted)
+        path = await self.control_file()
+        if not await asyncio.to_thread(_sets, path, self._fix.name):
+            # Seen on 252 and 257: it goes on without a word where it cannot write.
+            raise FixFailed(f"systemd could not write {path}: it would be forgotten at the next reload", "is it read-only?")
 
     async def save(self) -> Original:
-        return Original(await self.read(), {"drop_ins": await self._drop_ins()})
+        drop_ins = await self._drop_ins()
+        texts = {path: await asyncio.to_thread(_text_of, path) for path in drop_ins if self._is_systemds(path)}
+        return Original(await self.read(), {"drop_ins": drop_ins, "texts": texts})
 
     async def restore(self, original: Original) -> None:
         if original.value is None:
             raise FixFailed(f"{self.name} had no value before")
         before = set(original.more.get("drop_ins", ()))
         await self._set(original.value)
-        added = [path for path in await self._drop_ins() if path not in before and self._is_systemds(path)]
-        if added:
-            await asyncio.to_thread(self._remove, added)
+        texts: dict[str, str | None] = dict(original.more.get("texts", {}))
+        texts.update({path: None for path in await self._added(before)})
+        if texts:
+            await asyncio.to_thread(self._put_back, texts)
             await self._manager.reload()
+
+    async def leaves(self, original: Original) -> bool:
+        for path in await self._added(set(original.more.get("drop_ins", ()))):
+            text = await asyncio.to_thread(_text_of, path)
+            if f"{self._fix.name}={self.wanted}" in text.splitlines():
+                return True
+        return False
 
     async def holder(self) -> str:
         drop_ins = await self._drop_ins()
         found = [path for path in drop_ins if await asyncio.to_thread(_sets, path, self._fix.name)]
         return f"{found[-1]} sets it" if found else "no drop-in sets it: somebody set it at run time, or the unit file does"
 
+    async def rival(self) -> str:
+        """The drop-in that wins over systemd's own when unit files are read again, or ''."""
+        name = f"50-{self._fix.name}.conf"
+        later = [path for path in await self._drop_ins() if os.path.basename(path) > name]
+        found = [path for path in later if await asyncio.to_thread(_sets, path, self._fix.name)]
+        return found[-1] if found else ""
+
     async def diff(self) -> str:
-        path = await self.control_file()
+        path = self.file = await self.control_file()
         old = await asyncio.to_thread(_text_of, path)
         section = self._fix.unit.rsplit(".", 1)[1].capitalize()
         new = f"[{section}]\n{self._fix.name}={self.wanted}\n"
@@ -179,6 +210,9 @@ class UnitProperty(Part):
         value = await self._manager.read_property(self._fix.unit, "DropInPaths")
         return list(value) if isinstance(value, list) else []
 
+    async def _added(self, before: Collection[str]) -> list[str]:
+        return [path for path in await self._drop_ins() if path not in before and self._is_systemds(path)]
+
     def _is_systemds(self, path: str) -> bool:
         directory, name = os.path.split(path)
         above = os.path.dirname(directory)
@@ -186,10 +220,10 @@ class UnitProperty(Part):
             above.endswith("/systemd/system.control") or above.endswith("/systemd/transient")
         )
 
-    def _remove(self, added: Sequence[str]) -> None:
-        for path in added:
+    def _put_back(self, texts: Mapping[str, str | None]) -> None:
+        for path, text in texts.items():
             directory, name = os.path.split(path)
-            OwnFile(directory, name, makes_directory=True).write(None)
+            OwnFile(directory, name, makes_directory=True).write(text)
 
 
 class UnitPropertyFixer(TypeFixer[SetUnitProperty]):
@@ -241,9 +275,15 @@ class UnitPropertyFixer(TypeFixer[SetUnitProperty]):
         known = PROPERTIES[fix.name]
         if presents[0] is not None and known.parse(fix.value) < known.parse(presents[0]):
             raise FixRefused(f"{fix.title}: it is {presents[0]} now, and triaged does not lower limits of units")
+        rival = await UnitProperty(self._manager, self._paths, fix).rival() if fix.lasting else ""
+        if rival:
+            raise FixRefused(f"{fix.title}: {rival} sets it and wins over what systemd would write", f"change it in {rival}")
 
     async def notes(self, fix: SetUnitProperty, present: str | None) -> tuple[str, ...]:
         notes = [] if fix.lasting else ["holds until the next boot"]
+        rival = await UnitProperty(self._manager, self._paths, fix).rival()
+        if rival:
+            notes = [f"holds until systemd reads its files again: then {rival} wins"]
         if fix.lasting and await self._manager.read_property(fix.unit, "Transient"):
             notes.append(f"{fix.unit} is a transient unit: the setting ends with it")
         return tuple(notes)
@@ -296,7 +336,10 @@ class UnitDropIn(Part):
     def __init__(self, manager: UnitManager, paths: KernelPaths, fix: SetUnitSetting) -> None:
         self._manager = manager
         self._unit = fix.unit
-        self._own = OwnFile(f"{paths.etc}/systemd/system/{fix.unit}.d", f"zz-triaged-{fix.name}.conf", makes_directory=True)
+        name = f"zz-triaged-{fix.name}.conf"
+        if fix.name == SYSTEM_CALL_FILTER:  # each set of calls its own file: one can be undone without the others
+            name = f"zz-triaged-{fix.name}-{'-'.join(added_calls(fix.value))[:150]}.conf"
+        self._own = OwnFile(f"{paths.etc}/systemd/system/{fix.unit}.d", name, makes_directory=True)
         self.file = self._own.path
         self.name = self._own.path
         self.wanted = (
@@ -325,21 +368,14 @@ class UnitDropIn(Part):
         return await asyncio.to_thread(self._own.diff, self.wanted)
 
 
-class LoadedSetting(Part):
-    """The value that systemd has loaded for the setting. It follows from the drop-in; it is only read."""
+class Loaded(Part):
+    """What systemd has loaded for the setting. It follows from the drop-in; it is only read."""
+
+    _otherwise = "the unit file or systemd's default sets it"
 
     def __init__(self, manager: UnitManager, fix: SetUnitSetting) -> None:
         self._manager = manager
         self._fix = fix
-        self.name = f"{fix.name} of {fix.unit}"
-        self.wanted = setting_text(fix.name, fix.value)
-
-    async def read(self) -> str | None:
-        if self._fix.name == "Slice":
-            return str(await self._manager.read_property(self._fix.unit, "Slice"))
-        hard = _number_text(int(str(await self._manager.read_property(self._fix.unit, self._fix.name))))
-        soft = _number_text(int(str(await self._manager.read_property(self._fix.unit, f"{self._fix.name}Soft"))))
-        return soft if soft == hard else f"{soft}:{hard}"
 
     async def write(self) -> None:
         # Nothing to write: the drop-in has been read by now. Another one that sorts behind ours may win.
@@ -354,7 +390,48 @@ class LoadedSetting(Part):
         paths = await self._manager.read_property(self._fix.unit, "DropInPaths")
         drop_ins = paths if isinstance(paths, list) else []
         found = [path for path in drop_ins if await asyncio.to_thread(_sets, path, self._fix.name)]
-        return f"{found[-1]} sets it" if found else "the unit file or systemd's default sets it"
+        return f"{found[-1]} sets it" if found else self._otherwise
+
+
+class LoadedSetting(Loaded):
+    """The value of the setting."""
+
+    def __init__(self, manager: UnitManager, fix: SetUnitSetting) -> None:
+        super().__init__(manager, fix)
+        self.name = f"{fix.name} of {fix.unit}"
+        self.wanted = setting_text(fix.name, fix.value)
+
+    async def read(self) -> str | None:
+        if self._fix.name == "Slice":
+            return str(await self._manager.read_property(self._fix.unit, "Slice"))
+        hard = _number_text(int(str(await self._manager.read_property(self._fix.unit, self._fix.name))))
+        soft = _number_text(int(str(await self._manager.read_property(self._fix.unit, f"{self._fix.name}Soft"))))
+        return soft if soft == hard else f"{soft}:{hard}"
+
+
+class LoadedFilter(Loaded):
+    """Which of the calls the SystemCallFilter= lets through."""
+
+    _otherwise = "the unit file sets it"
+
+    def __init__(self, manager: UnitManager, fix: SetUnitSetting) -> None:
+        super().__init__(manager, fix)
+        self._calls = added_calls(fix.value)
+        self.name = f"{fix.name} of {fix.unit} for {' '.join(self._calls)}"
+        self.wanted = _answers(self._calls, frozenset(self._calls))
+
+    async def read(self) -> str | None:
+        is_allow_list, entries = await self._manager.read_filter(self._fix.unit)
+        names = {entry.partition(":")[0] for entry in entries}
+        plain = {entry for entry in entries if ":" not in entry}  # "clone3:ENOSYS" is refused in either kind of list
+        allowed = plain.intersection(self._calls) if is_allow_list else set(self._calls) - names
+        return _answers(self._calls, frozenset(allowed))
+
+
+def _answers(calls: Sequence[str], allowed: frozenset[str]) -> str:
+    refused = [call for call in calls if call not in allowed]
+    out = [f"{' '.join(sorted(allowed))} allowed"] if allowed else []
+    return ", ".join([*out, *([f"{' '.join(refused)} refused"] if refused else [])])
 
 
 def setting_text(name: str, value: str) -> str:
@@ -364,7 +441,8 @@ def setting_text(name: str, value: str) -> str:
 
 
 class UnitSettingFixer(TypeFixer[SetUnitSetting]):
-    """Sets LimitXXX= and Slice= of services by drop-ins of our own, which count from the next start."""
+    """Sets LimitXXX= and Slice= of services, and adds to SystemCallFilter=, by drop-ins of our own; they count from the next start.
+    """
 
     kind = SetUnitSetting
     value_part = 1
@@ -378,18 +456,26 @@ class UnitSettingFixer(TypeFixer[SetUnitSetting]):
             raise FixRefused(f"{fix.unit[:80]!r} is not the name of a service")
         if fix.name not in SETTINGS:
             raise FixRefused(f"{fix.name[:40]!r} is not a setting that triaged writes", f"one of {', '.join(SETTINGS)}")
+        if fix.name == SYSTEM_CALL_FILTER:
+            try:
+                added_calls(fix.value)
+            except ValueError as error:
+                raise FixRefused(f"{fix.name}={fix.value[:40]!r}: {error}") from error
+            return
         shape = _SLICE_VALUE if fix.name == "Slice" else _LIMIT_VALUE
         if not shape.fullmatch(fix.value):
             raise FixRefused(f"{fix.name}={fix.value[:40]!r} is not a value of it")
 
     def parts(self, fix: SetUnitSetting) -> tuple[Part, ...]:
+        if fix.name == SYSTEM_CALL_FILTER:
+            return (UnitDropIn(self._manager, self._paths, fix), LoadedFilter(self._manager, fix))
         return (UnitDropIn(self._manager, self._paths, fix), LoadedSetting(self._manager, fix))
 
     def seen(self, fix: SetUnitSetting) -> str:
         return setting_text(fix.name, fix.seen.replace("unlimited", "infinity"))
 
     def risk(self, fix: SetUnitSetting) -> str:
-        return fix.risk or _SHARE
+        return fix.risk or (_MORE_CALLS if fix.name == SYSTEM_CALL_FILTER else _SHARE)
 
     async def judge(self, fix: SetUnitSetting, presents: tuple[str | None, ...]) -> None:
         if await self._manager.read_property(fix.unit, "LoadState") != "loaded":
@@ -397,13 +483,29 @@ class UnitSettingFixer(TypeFixer[SetUnitSetting]):
         if await self._manager.read_property(fix.unit, "Transient"):
             remedy = f"systemd-run -p {fix.name}={fix.value} ..."
             raise FixRefused(f"{fix.unit} is transient: set it where the unit is started", remedy)
-        if fix.name != "Slice" and presents[1] is not None and _lowers(presents[1], fix.value):
+        if fix.name == SYSTEM_CALL_FILTER:
+            await self._judge_filter(fix, presents[1])
+        elif fix.name != "Slice" and presents[1] is not None and _lowers(presents[1], fix.value):
             raise FixRefused(f"{fix.title}: it is {presents[1]} now, and triaged does not lower limits of units")
+
+    async def _judge_filter(self, fix: SetUnitSetting, present: str | None) -> None:
+        _, entries = await self._manager.read_filter(fix.unit)
+        if not entries:
+            # A line of ours would be the first one, and so a list of all that is allowed.
+            raise FixRefused(f"{fix.unit} sets no SystemCallFilter=: the call is refused by another filter", _OTHER_FILTERS)
+        if present == LoadedFilter(self._manager, fix).wanted:
+            raise FixRefused(f"SystemCallFilter= of {fix.unit} lets {fix.value} through already", _OTHER_FILTERS)
 
     async def notes(self, fix: SetUnitSetting, present: str | None) -> tuple[str, ...]:
         return (f"counts from the next start of {fix.unit}: systemctl restart {fix.unit}",)
 
     async def probe(self, fix: SetUnitSetting, present: str | None, uid: int | None) -> Probe | Unverifiable:
+        if fix.name == SYSTEM_CALL_FILTER:
+            calls = added_calls(fix.value)
+            return Probe(
+                "system-call", f"make {', '.join(calls)} in a transient unit with the filters of {fix.unit}",
+                {"unit": fix.unit, "calls": list(calls)}, compares=True,
+            )
         return Unverifiable(f"it counts from the next start of {fix.unit}; systemd has read the new value")
 
 

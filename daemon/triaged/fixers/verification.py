@@ -83,6 +83,8 @@ def judge(probe: Probe, before: ProbeResult | None, after: ProbeResult) -> Verif
     """What two looks at the same thing, before (None: not needed) and after the change, show."""
     if isinstance(after, CouldNot):
         return Verification(None, f"not verified: tried to {probe.text}, but {after.why}")
+    if probe.closes:
+        return _judge_closing(probe, before, after)
     if isinstance(after, Refused):
         if isinstance(before, CouldNot):
             return Verification(None, f"not verified: could not {probe.text} ({after.text}), and not tell before the change either")
@@ -98,3 +100,12 @@ def judge(probe: Probe, before: ProbeResult | None, after: ProbeResult) -> Verif
     if after.count:
         return Verification(False, f"no more than before: {after.text}")
     return Verification(None, f"not verified: {after.text}, and could do so before the change")
+
+
+def _judge_closing(probe: Probe, before: ProbeResult | None, after: Managed | Refused) -> Verification:
+    if isinstance(after, Managed):
+        return Verification(False, f"it is still allowed: {after.text}")
+    if isinstance(before, Managed):
+        return Verification(True, f"verified: it is refused to {probe.text}: {after.text} (before: {before.text})")
+    why = before.why if isinstance(before, CouldNot) else "it was refused before the change, too"
+    return Verification(None, f"not verified: it is refused to {probe.text} ({after.text}), but {why}")

@@ -7,6 +7,7 @@ In a storm the first alerts stand for the rest, which is counted and told as a n
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from enum import Enum
@@ -21,6 +22,9 @@ from triaged.store import Store
 _BURST = 50
 _REFILL_S = 0.5
 _QUIET_S = 2.0
+_LOGGED_FAILURES = 10
+
+_log = logging.getLogger(__name__)
 
 
 class Event(str, Enum):
@@ -75,6 +79,7 @@ class JournalPublisher:
 
     def __init__(self, store: Store, journal: Journal, clock: Callable[[], float] = time.monotonic) -> None:
         self.suppressed = 0
+        self.failures = 0
         self._store = store
         self._journal = journal
         self._clock = clock
@@ -95,10 +100,15 @@ class JournalPublisher:
                 continue
             except StopAsyncIteration:
                 return
-            if change.what is What.RESYNC:
-                await self._resync()
-            elif change.finding is not None:
-                await self._take(change, change.finding)
+            try:
+                if change.what is What.RESYNC:
+                    await self._resync()
+                elif change.finding is not None:
+                    await self._take(change, change.finding)
+            except Exception:  # the border of a publisher: one entry that cannot be written ends neither the others nor the daemon
+                self.failures += 1
+                if self.failures <= _LOGGED_FAILURES:
+                    _log.exception("a journal entry could not be made, going on without it; please report this")
 
     async def _take(self, change: Change, finding: Finding) -> None:
         if change.what is What.OPENED:

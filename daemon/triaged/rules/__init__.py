@@ -2,7 +2,7 @@
 """What is wrong: pure functions from one fact to one verdict. RULES is the whole list."""
 from __future__ import annotations
 
-from triaged.rules import cpu, headroom, killed, memory, parameters, pids, placement, resource_limits, seccomp, stalls
+from triaged.rules import cpu, devices, headroom, killed, memory, parameters, pids, placement, resource_limits, seccomp, stalls
 from triaged.rules.rule import Rule
 
 RULES: tuple[Rule, ...] = (
@@ -14,10 +14,13 @@ RULES: tuple[Rule, ...] = (
     memory.host_oom_kill,
     seccomp.seccomp_denied,
     seccomp.seccomp_logged,
+    seccomp.silent_denials,
     placement.forbidden_slice,
     cpu.cpu_throttled,
     stalls.memory_high,
     stalls.pressure,
+    devices.io_throttled,
+    devices.huge_pages_refused,
     stalls.cpuset_small,
     stalls.frozen,
     killed.killed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from triaged.model.cgroup import CgroupId, container_of, is_user_manager, uid_of
+from triaged.model.cgroup import CgroupId, container_of, is_user_manager, pod_of, uid_of
 from triaged.model.facts import CgroupLimit
 from triaged.model.fix import Fix, ManualStep, SetUnitProperty
 from triaged.model.limit import Unknown
@@ -36,6 +36,14 @@ def limit_evidence(limits: Sequence[CgroupLimit], time_usec: int) -> list[Eviden
     return out
 
 
+def owner_evidence(limit: CgroupLimit, time_usec: int) -> list[Evidence]:
+    """Whose limit it is, and what set it where that was found out."""
+    out = [Evidence("limit set by", named(limit), limit.file, time_usec)]
+    if limit.origin:
+        out.append(Evidence("limit comes from", shown(limit.origin, 1000), limit.origin.partition(":")[0], time_usec))
+    return out
+
+
 def process_evidence(process: ProcessIdentity | None, role: str, time_usec: int) -> list[Evidence]:
     """Who the process is. The executable is its owner's matter."""
     if process is None or not process.pid:
@@ -61,14 +69,18 @@ def raise_limit(owner: CgroupLimit, unit_property: str, value: int, container_op
     `container_option` is the option of docker and podman (--pids-limit), `pod_limit` what Kubernetes calls it.
     """
     path = owner.cgroup.path
-    container = container_of(path)
+    container, pod = container_of(path), pod_of(path)
+    if pod:
+        # The limit is a container's or the whole pod's, which is the sum of its containers'. The kubelet brings the old one back.
+        return (ManualStep("pod-limit", f"raise {pod_limit} of pod {pod}; the limit in force is {owner.limit}"),)
     if container:
         # systemd would take a new value for the scope, but the runtime's own configuration brings the old one back.
-        if container.pod:
-            return (ManualStep("pod-limit", f"raise {pod_limit} of pod {container.pod}; the limit in force is {owner.limit}"),)
         runtime = container.runtime if container.runtime in ("docker", "podman") else ""
         if runtime:
-            argv = (runtime, "update", f"{container_option}={value}", container.identifier)
+            options = [f"{container_option}={value}"]
+            if container_option == "--memory":
+                options.append(f"--memory-swap={value * 2}")  # a limit above the old one of memory and swap is refused
+            argv = (runtime, "update", *options, container.identifier)
             title = f"raises the limit of {runtime} container {container.identifier[:12]} to {value}"
             return (ManualStep("container-limit", title, (argv,)),)
         title = f"raise the limit of container {container.identifier[:12]} to {value}, in its runtime"

@@ -2,14 +2,16 @@
 """CPU quotas that hold Go processes back."""
 from __future__ import annotations
 
-from triaged.model.cgroup import container_of, is_user_manager
+from dataclasses import replace
+
+from triaged.model.cgroup import container_of, is_user_manager, pod_of
 from triaged.model.cpu import CpuQuota, GoProcess
 from triaged.model.facts import CgroupLimit, CpuFacts
 from triaged.model.fix import Fix, ManualStep, SetUnitProperty
 from triaged.model.limit import UNLIMITED, Unknown
 from triaged.model.quoting import shown
 from triaged.model.verdict import Evidence, Fine, Problem, Severity, Undecided, Verdict
-from triaged.rules.cgroup_limits import cgroup_subject, named, process_evidence, raise_limit
+from triaged.rules.cgroup_limits import cgroup_subject, named, owner_evidence, process_evidence, raise_limit
 from triaged.rules.rule import rule
 
 _SHARE_THAT_HURTS = 0.10
@@ -102,7 +104,7 @@ def _evidence(facts: CpuFacts, procs: int, at_once: int) -> list[Evidence]:
     for each in facts.chain:
         file = each.file.rsplit("/", 1)[-1]
         out.append(Evidence(f"{file} at {shown(each.cgroup.path, 400)}", _quota_text(each), each.file, now))
-    out.append(Evidence("limit set by", named(_as_limit(facts.quota)), facts.quota.file, now))
+    out += owner_evidence(replace(_as_limit(facts.quota), origin=facts.origin), now)
     leaf = facts.processes[0].process.cgroup_for("cpu")
     if leaf != facts.quota.cgroup.path:
         out.append(Evidence("why Go does not see it", f"it reads only the quota of its own cgroup, {shown(leaf, 400)}", "", now))
@@ -145,7 +147,7 @@ def _larger_quota(facts: CpuFacts, together: int) -> tuple[Fix, ...]:
         return ()
     percent = f"{cores * 100}%"
     path = quota.cgroup.path
-    if container_of(path):
+    if container_of(path) or pod_of(path):
         return raise_limit(_as_limit(quota), "CPUQuota", cores, "--cpus", "resources.limits.cpu")
     if quota.unit and is_user_manager(path):
         command = ("systemctl", "--user", "set-property", quota.unit, f"CPUQuota={percent}")

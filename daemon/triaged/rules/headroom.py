@@ -78,7 +78,12 @@ def _fixes(facts: HeadroomFacts, usage: Usage) -> tuple[Fix, ...]:
     if facts.cgroup is not None:
         name = _PROPERTIES.get(usage.limit_name, "")
         options = _OPTIONS.get(name)
-        return raise_limit(facts.cgroup, name, twice, *options) if options else ()
+        if options:
+            return raise_limit(facts.cgroup, name, twice, *options)
+        # No property of systemd's and no option of a container runtime's stands behind these.
+        is_number = usage.limit_name.startswith("cgroup.max")
+        why = "; mkdir() of a cgroup below it fails with EAGAIN, counted nowhere" if is_number else ""
+        return (ManualStep("cgroup-file", f"write {twice}, or max, into {shown(facts.cgroup.file, 1000)}{why}"),)
     if usage.limit_name == "RLIMIT_NOFILE" and facts.process is not None and facts.process.start_ticks:
         risk = "only this process and what it starts from now on"
         return (SetResourceLimit(facts.process.pid, facts.process.start_ticks, "NOFILE", twice, twice, risk),)

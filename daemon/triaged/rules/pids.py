@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from triaged.model.facts import PidsFacts
 from triaged.model.fix import Fix
+from triaged.model.limit import Unknown
 from triaged.model.quoting import shown
+from triaged.model.usage import Usage
 from triaged.model.verdict import Evidence, Fine, Problem, Severity, Verdict
-from triaged.rules.cgroup_limits import cgroup_subject, limit_evidence, named, process_evidence, raise_limit
+from triaged.rules.cgroup_limits import cgroup_subject, limit_evidence, named, owner_evidence, process_evidence, raise_limit
 from triaged.rules.rule import rule
 
 _MINIMUM = 64
+_GO_HINT = "\"may need to increase max user processes (ulimit -u)\" is wrong here: that is RLIMIT_NPROC, and pids.max refused"
+
+
+def _ruled_out(other: Usage, time_usec: int) -> Evidence:
+    """Another limit on tasks as it stood: it gives the same error, and the counter of pids.max says that it was not this one."""
+    used = "" if isinstance(other.used, Unknown) else f", in use {other.used}"
+    note = f" ({other.note})" if other.note else ""
+    return Evidence(f"not {other.limit_name}", f"{other.limit} for {other.where}{used}{note}", other.limit_from, time_usec)
 
 
 @rule(
@@ -39,7 +49,8 @@ def pids_limit_hit(facts: PidsFacts) -> Verdict:
     if limit is None:
         summary = f"{refused}{when} in cgroup {shown(facts.cgroup.path, 400)}; it is not decided which cgroup's pids.max was full"
     else:
-        summary = f"{refused}{when}: {named(limit)} was full at {limit.limit} tasks"
+        at = f" at {limit.limit} tasks" if isinstance(limit.limit, int) else ""
+        summary = f"{refused}{when}: {named(limit)} was full{at}"
         if limit.cgroup.path != facts.cgroup.path:
             summary += f", counted in {shown(facts.cgroup.path, 400)}"
     evidence = [
@@ -48,7 +59,9 @@ def pids_limit_hit(facts: PidsFacts) -> Verdict:
         *process_evidence(facts.process, "process", facts.time_usec),
     ]
     if limit is not None:
-        evidence.append(Evidence("limit set by", named(limit), limit.file, facts.time_usec))
+        evidence += owner_evidence(limit, facts.time_usec)
+    evidence += [_ruled_out(other, facts.time_usec) for other in facts.others]
+    evidence.append(Evidence("Go's hint", _GO_HINT, "", facts.time_usec))
     if facts.record:
         evidence.append(Evidence("kernel log", shown(facts.record, 1000), "kernel log", facts.time_usec))
     fixes: tuple[Fix, ...] = ()

@@ -60,8 +60,12 @@ def forbidden_slice(facts: PlacementFacts) -> Verdict:
         evidence += _way_evidence(facts.way, when)
     if facts.slice_origin:
         evidence.append(Evidence("slice comes from", shown(facts.slice_origin, 1000), facts.slice_origin, when))
+    if facts.slice_unit:
+        evidence.append(Evidence("slice, says systemd", shown(facts.slice_unit, 1000), "org.freedesktop.systemd1", when))
     fixes: tuple[Fix, ...] = ()
-    if wanted.preferred_slice:
+    if wanted.preferred_slice and facts.way is not None and facts.way.is_in_container:
+        fixes = (_own_container(wanted.preferred_slice),)
+    elif wanted.preferred_slice:
         slice_option = f"--slice={wanted.preferred_slice}"
         fixes = (
             ManualStep(
@@ -87,6 +91,13 @@ def _move(facts: PlacementFacts, slice_name: str) -> tuple[Fix, ...]:
         return ()
     risk = "limits of the new place hold from then on; memory that it has stays charged to the old one"
     return (MoveProcesses(top.pid, top.start_ticks, slice_name, risk, top.cgroup),)
+
+
+def _own_container(slice_name: str) -> Fix:
+    # Its runtime knows the container by its cgroup: moved out of it, it could be neither limited nor ended any more.
+    text = f"start the next container in {slice_name}: by the runtime's option, or by linux.cgroupsPath in the config.json of runc"
+    option = f"--cgroup-parent={slice_name}"
+    return ManualStep("own-container", text, (("docker", "run", option, "..."), ("podman", "run", option, "...")))
 
 
 def _way_evidence(way: Way, when: int) -> list[Evidence]:

@@ -12,7 +12,7 @@ from triaged.model.process import ProcessIdentity
 from triaged.model.quoting import shown
 from triaged.model.subject import CgroupSubject, ProcessSubject
 from triaged.model.verdict import Evidence, Fine, Kind, Problem, Severity, Undecided, Verdict
-from triaged.rules.cgroup_limits import cgroup_subject, limit_evidence, named, process_evidence, raise_limit
+from triaged.rules.cgroup_limits import cgroup_subject, limit_evidence, named, owner_evidence, process_evidence, raise_limit
 from triaged.rules.rule import rule
 
 _HIGH_STALL_THAT_HURTS = 0.05
@@ -68,7 +68,7 @@ def memory_high(facts: MemoryHighFacts) -> Verdict:
             facts.counter_file.replace("events.local", "pressure"), now,
         ),
         *limit_evidence((limit,), now),
-        Evidence("limit set by", named(limit), limit.file, now),
+        *owner_evidence(limit, now),
         *_who(facts.processes, now),
     ]
     less = ManualStep("lower-use", "or use less: go test -p 1, GOMEMLIMIT below memory.high")

@@ -15,23 +15,39 @@ from triaged.kernel.cgroup_states import (
     pressure_of,
     read_applying_limits,
     read_cpuset,
+    read_depth,
     read_descendants,
     read_freezers,
     read_high,
+    read_huge_pages,
     read_hugetlb,
     read_online_cpus,
 )
 from triaged.kernel.cgroups import cgroup_id, read_inode
+from triaged.kernel.io_limits import IoState, read_device_name, read_io
 from triaged.kernel.paths import KernelPaths
 from triaged.kernel.pressure import Pressure
+from triaged.kernel.unit_settings import read_limit_origin, with_origin
 from triaged.model.cgroup import CgroupId, own_unit_of
 from triaged.model.cpu import GoProcess
-from triaged.model.facts import CpusetFacts, Fact, FrozenFacts, HeadroomFacts, MemoryHighFacts, PressureFacts
+from triaged.model.facts import (
+    CgroupLimit,
+    CpusetFacts,
+    Fact,
+    FrozenFacts,
+    HeadroomFacts,
+    HugePagesFacts,
+    IoFacts,
+    MemoryHighFacts,
+    PressureFacts,
+)
+from triaged.model.io import IoLimit
 from triaged.model.limit import UNLIMITED, Unknown
 from triaged.model.process import ProcessIdentity
 from triaged.model.usage import CLOSES_BELOW
 
 _RESOURCES = ("memory", "io")
+_NEAR_THE_RATE = 0.8
 Key = tuple[str, int]
 
 
@@ -53,6 +69,9 @@ class StallLooks:
         self._frozen: dict[Key, Freezer] = {}
         self._small: set[str] = set()
         self._near: set[tuple[str, str]] = set()
+        self._io: dict[Key, tuple[IoState, int]] = {}
+        self._io_told: set[Key] = set()
+        self._huge_pages: dict[str, int] = {}
         self._page_sizes = _page_sizes(paths)
         self._online = 0
 
@@ -63,6 +82,8 @@ class StallLooks:
         yield from self._look_at_pressure(layout, processes, now)
         yield from self._look_at_freezers(layout, processes, now)
         yield from self._look_at_cpusets(layout, found, now)
+        yield from self._look_at_io(layout, processes, now)
+        yield from self._look_at_huge_pages(layout, processes, now)
         yield from self._look_at_headroom(layout, processes, now)
 
     def _look_at_high(self, layout: CgroupLayout, processes: Sequence[ProcessIdentity], now: int) -> Iterator[Fact]:
@@ -81,7 +102,8 @@ class StallLooks:
                 before = self._high.get(key)
                 if before is not None and state.throttled > before.state.throttled:
                     self._high_told.add(key)
-                    yield _high_difference(before, after, below, now)
+                    fact = _high_difference(before, after, below, now)
+                    yield replace(fact, owner=with_origin(self._paths, fact.owner))
         for key in self._high_told - set(samples):  # removed, raised to max, or its processes are gone
             old = self._high[key].state.limit
             if os.path.isdir(old.file.rsplit("/", 1)[0]) and any(_is_below(each, key[0]) for each in processes):
@@ -162,6 +184,61 @@ class StallLooks:
             yield CpusetFacts(where, file, bound, self._online, go, own_unit_of(where.path), now)
         self._small = told
 
+    def _look_at_io(self, layout: CgroupLayout, processes: Sequence[ProcessIdentity], now: int) -> Iterator[Fact]:
+        samples: dict[Key, tuple[IoState, int]] = {}
+        controller = "io" if layout.holding("io") else "blkio"
+        for path, below in _by_path(processes, controller):
+            try:
+                states = list(read_io(layout, path))
+            except KernelError:
+                continue
+            for after in states:
+                key = (after.cgroup.path, after.cgroup.inode)
+                if key in samples:
+                    continue
+                at = time.monotonic_ns() // 1000
+                samples[key] = (after, at)
+                if key not in self._io:
+                    continue
+                before, then = self._io[key]
+                limits = tuple(
+                    IoLimit(read_device_name(self._paths, device), what, per_s, max(_done(after, which) - _done(before, which), 0))
+                    for which, per_s in after.limits.items() for device, what in (which,)
+                )
+                fact = IoFacts(
+                    after.cgroup, limits, _rise(before.stalled_usec, after.stalled_usec), max(at - then, 1), after.file,
+                    after.counter_file, after.unit, processes=tuple(below), time_usec=now,
+                )
+                if any(limit.share(fact.interval_usec) >= _NEAR_THE_RATE for limit in limits):
+                    self._io_told.add(key)
+                    limit = CgroupLimit(after.cgroup, after.file, 0, Unknown("a rate"), after.unit)
+                    yield replace(fact, origin=read_limit_origin(self._paths, limit))
+        for key in self._io_told - set(samples):
+            old = self._io[key][0]
+            if os.path.isdir(old.file.rsplit("/", 1)[0]) and any(_is_below(each, key[0], controller) for each in processes):
+                yield IoFacts(old.cgroup, (), 0, 1, old.file, old.counter_file, old.unit, time_usec=now)
+        self._io_told &= set(samples)
+        self._io = samples
+
+    def _look_at_huge_pages(self, layout: CgroupLayout, processes: Sequence[ProcessIdentity], now: int) -> Iterator[Fact]:
+        counts: dict[str, int] = {}
+        for path, below in _by_path(processes, "hugetlb"):
+            try:
+                found = list(read_huge_pages(layout, path, self._page_sizes))
+            except KernelError:
+                continue
+            for each in found:
+                if each.counter_file in counts:
+                    continue
+                counts[each.counter_file] = each.refused
+                # A cgroup that is seen for the first time was made with its counter at 0, or refused something before.
+                before = self._huge_pages.get(each.counter_file, 0)
+                if each.refused > before:
+                    yield HugePagesFacts(
+                        each.limit, each.page_size, each.refused - before, each.counter_file, tuple(below), now
+                    )
+        self._huge_pages = counts
+
     def _look_at_headroom(self, layout: CgroupLayout, processes: Sequence[ProcessIdentity], now: int) -> Iterator[Fact]:
         near = set()
         seen: set[tuple[str, str]] = set()
@@ -169,6 +246,7 @@ class StallLooks:
             try:
                 limits = [
                     *read_descendants(layout, process.cgroups.get("", "")),
+                    *read_depth(layout, process.cgroups.get("", "")),
                     *read_hugetlb(layout, process.cgroup_for("hugetlb"), self._page_sizes),
                 ]
             except KernelError:
@@ -195,8 +273,18 @@ def _by_path(processes: Sequence[ProcessIdentity], controller: str) -> Iterator[
     yield from paths.items()
 
 
-def _is_below(process: ProcessIdentity, path: str) -> bool:
-    return f"{process.cgroup_for('memory')}/".startswith(f"{path}/")
+def _is_below(process: ProcessIdentity, path: str, controller: str = "memory") -> bool:
+    return f"{process.cgroup_for(controller)}/".startswith(f"{path}/")
+
+
+def _done(state: IoState, which: tuple[str, str]) -> int:
+    return state.done.get(which, 0)
+
+
+def _rise(before: int | Unknown, after: int | Unknown) -> int | Unknown:
+    if isinstance(after, Unknown):
+        return after
+    return max(after - before, 0) if isinstance(before, int) else Unknown("this is the first look at it")
 
 
 def _high_difference(before: _HighSample, after: _HighSample, below: list[ProcessIdentity], now: int) -> MemoryHighFacts:

@@ -16,12 +16,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
 from triaged.errors import Exhausted, Gone, KernelError, Malformed
 from triaged.kernel.cgroup_layout import Hierarchy
-from triaged.kernel.cgroups import EventCounter, child_names, read_counter, read_event_counter
+from triaged.kernel.cgroups import EventCounter, child_names, read_counter, read_event_counter, read_pids_in
 from triaged.kernel.inotify import IN_CREATE, IN_DELETE, IN_ISDIR, IN_MODIFY, IN_ONLYDIR, Inotify, InotifyEvent
 from triaged.model.cgroup import CgroupId
 
@@ -31,6 +32,8 @@ _PIN_CAP = 1024
 _GRAVES_CAP = 1024
 _GRAVE_AGE_S = 5.0
 _SAMPLES = 16
+_NEWEST_CAP = 256
+_MEMBERS_CAP = 16
 
 
 class Count:
@@ -98,7 +101,8 @@ class CgroupTree:
     Not for two threads at a time. `increases` and `gone` (each with whether it was hit) grow until the caller takes them.
     `counted` counts what went wrong (see `CgroupEvents`). `saved` gives what a counter said when triaged last ran, 0 if
     nothing is known.
-    `told` are the controllers of whose counters a notification came; `hot` local counters that rose once.
+    `told` are the controllers of whose counters a notification came; `hot` local counters that rose once. `on_members` is told
+    which processes were seen in a cgroup when they were put into it, `on_vanished` which cgroup is gone.
     """
 
     def __init__(
@@ -116,7 +120,7 @@ class CgroupTree:
         self.unsettled: set[tuple[Node, str]] = set()
         self.hot: set[tuple[Node, str]] = set()
         self.told: set[str] = set()
-        self.unwatched = 0
+        self._unwatched: set[Node] = set()
         self._inotify = inotify
         self._counted = counted
         self._saved = saved
@@ -127,10 +131,18 @@ class CgroupTree:
         self._graves: deque[tuple[float, str]] = deque(maxlen=_GRAVES_CAP)
         self._nodes = 0
         self._is_first_look = True
+        self._newest: deque[Node] = deque(maxlen=_NEWEST_CAP)
+        self.on_members: Callable[[str, list[int]], None] = lambda path, pids: None
+        self.on_vanished: Callable[[str], None] = lambda path: None
         self.root = Node("", None)
 
     def __len__(self) -> int:
         return self._nodes
+
+    @property
+    def unwatched(self) -> int:
+        """For how many cgroups no inotify watch was left."""
+        return len(self._unwatched)
 
     # -- what there is
 
@@ -179,6 +191,11 @@ class CgroupTree:
         counter = self._counters.get(controller)
         return counter is not None and counter.is_hierarchical
 
+    @property
+    def dirty(self) -> int:
+        """How many counters are marked as perhaps changed."""
+        return len(self._dirty)
+
     # -- scanning
 
     def scan(self) -> None:
@@ -195,6 +212,7 @@ class CgroupTree:
             for controller in self.controllers:
                 self._read_first(controller)
         else:
+            self._watch_unwatched()
             self.mark_all()
 
     def mark_all(self) -> None:
@@ -212,16 +230,35 @@ class CgroupTree:
             if node.children:
                 stack.extend(node.children.values())
 
+    def _watch_unwatched(self) -> None:
+        """Tries again where no watch was left; the first that is still refused ends it."""
+        for node in tuple(self._unwatched):
+            self._unwatched.discard(node)
+            with suppress(KernelError):
+                self._watch(node, self.directory(node))
+                self._agree(node)  # what was made before the watch began
+            if node not in self._unwatched and node.depth == 1:
+                self._pin_all(node)
+            if node in self._unwatched:
+                return
+
+    def _watch(self, node: Node, directory: str) -> None:
+        """Watches the cgroup's directory, if there is a watch left. Raises: KernelError."""
+        if self._inotify is None or node.watch >= 0:
+            return
+        try:
+            node.watch = self._inotify.watch(directory, _DIRECTORY_MASK)
+        except Exhausted:
+            self._unwatched.add(node)
+        else:
+            self._watches[node.watch] = node
+
     def _enter(self, node: Node, directory: str) -> bool:
         """Watches the cgroup and says whether it may have children. The watch comes first: what is made after it is told."""
-        if self._inotify is not None and node.watch < 0:
-            try:
-                node.watch = self._inotify.watch(directory, _DIRECTORY_MASK)
-                self._watches[node.watch] = node
-            except Exhausted:
-                self.unwatched += 1
-            except KernelError:
-                return False
+        try:
+            self._watch(node, directory)
+        except KernelError:
+            return False
         try:
             status = os.stat(directory)
         except OSError:
@@ -253,8 +290,7 @@ class CgroupTree:
                 if self._enter(child, f"{directory}/{name}"):
                     stack.append((child, f"{directory}/{name}"))
                 elif child.inode == 0:
-                    if child.watch >= 0:
-                        self._unwatch(child)
+                    self._unwatch(child)
                     self._bury(child)
                     continue
                 if node.children is None:
@@ -277,10 +313,10 @@ class CgroupTree:
             node.parent.children.pop(node.name, None)
             if not node.parent.children:
                 node.parent.children = None
-        stack = [node]
-        while stack:
-            each = stack.pop()
-            stack.extend(each.below())
+        doomed = [node]
+        for each in doomed:
+            doomed.extend(each.below())
+        for each in reversed(doomed):
             self._nodes -= 1
             self._unwatch(each)
             self._bury(each)
@@ -289,15 +325,31 @@ class CgroupTree:
             for controller in was_hit or self.controllers[:1]:
                 self.gone.append((self.identity(each, controller), bool(was_hit)))
             for controller in counts:
+                self._hand_up(each, controller)
                 self._dirty.discard((each, controller))
                 self.unsettled.discard((each, controller))
                 self.hot.discard((each, controller))
         # What it counted stays accounted for above: an ancestor's total keeps it too.
 
+    def _hand_up(self, node: Node, controller: str) -> None:
+        """What a cgroup's total told and nothing explained when it went is to be explained by its parent; by itself at the top."""
+        rest = self._unexplained(node, controller)
+        if rest <= 0 or node.parent is None:
+            return
+        above = node.parent.known_count(controller)
+        if above is None or not above.total:
+            self._report_lost(node, controller, rest)
+        else:
+            above.accounted -= rest
+            self.unsettled.add((node.parent, controller))
+
     def _bury(self, node: Node) -> None:
-        self._graves.append((time.monotonic(), self.path(node)))
+        path = self.path(node)
+        self._graves.append((time.monotonic(), path))
+        self.on_vanished(path)
 
     def _unwatch(self, node: Node) -> None:
+        self._unwatched.discard(node)
         if self._inotify is None:
             return
         if node.watch >= 0:
@@ -330,7 +382,7 @@ class CgroupTree:
         try:
             watch = self._inotify.watch(f"{self.directory(node)}/{counter.file}", IN_MODIFY)
         except Exhausted:
-            self.unwatched += 1
+            self._unwatched.add(node)
         except KernelError:
             pass  # gone, or the controller is off: a write to cgroup.subtree_control above tells when that changes
         else:
@@ -399,12 +451,38 @@ class CgroupTree:
         new = [child, *self._agree(child)] if has_children else [child]
         if child.depth == 1:
             self._pin_all(child)
+        self._newest.extend(new)
         for node in new:
+            self._note_members(node)
             for controller in self.controllers:
                 counter = self._counter(node, controller)
                 # A local counter that rose before the watch began would be told by nobody.
                 if counter is not None and not counter.is_hierarchical:
                     self._dirty.add((node, controller))
+
+    def note_members(self, watch: int) -> bool:
+        """Somebody put processes into the cgroup of this watch: tells which. False if it is not of this tree. About 20 µs."""
+        node = self._watches.get(watch)
+        if node is not None:
+            self._note_members(node)
+        return node is not None
+
+    def _note_members(self, node: Node) -> None:
+        path = self.path(node)
+        try:
+            pids = read_pids_in(self.hierarchy, path)
+        except KernelError:
+            return
+        if 0 < len(pids) <= _MEMBERS_CAP:  # of a crowd it is not worth the while
+            self.on_members(path, pids)
+
+    def mark_newest(self, controller: str) -> None:
+        """Marks the local counters of the cgroups that were made last: somewhere something happened, and nobody says where."""
+        if not self.is_hierarchical(controller):
+            self._dirty |= {(node, controller) for node in self._newest if self._is_known(node)}
+
+    def _is_known(self, node: Node) -> bool:
+        return node.parent is not None and node.parent.children is not None and node.parent.children.get(node.name) is node
 
     def mark_hot(self) -> None:
         """Marks the local counters that rose once."""
@@ -442,9 +520,6 @@ class CgroupTree:
             if self._unexplained(node, controller) > 0:
                 self.unsettled.add((node, controller))
 
-    def has_dirty(self) -> bool:
-        return bool(self._dirty)
-
     def settle(self) -> None:
         """Finds what made the unsettled totals rise: reads downwards from them; what is left happened in cgroups that are gone.
 
@@ -467,6 +542,7 @@ class CgroupTree:
             for node in reversed(visited):
                 lost = self._unexplained(node, controller)
                 if lost > 0:
+                    self._agree(node)  # a child that went while it was read has a name still
                     self._report_lost(node, controller, lost)
 
     def _unexplained(self, node: Node, controller: str) -> int:

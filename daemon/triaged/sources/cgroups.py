@@ -11,7 +11,9 @@ tasks; and all local counters once a minute. Without the kernel log all are look
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,15 +22,17 @@ from triaged.errors import KernelError
 from triaged.kernel.cgroup_layout import CgroupLayout, read_layout
 from triaged.kernel.cgroups import ancestry
 from triaged.kernel.files import read_text
-from triaged.kernel.inotify import IN_Q_OVERFLOW, Inotify, InotifyEvent
+from triaged.kernel.inotify import IN_MODIFY, IN_Q_OVERFLOW, Inotify, InotifyEvent, read_watch_limit
 from triaged.kernel.kernel_log import ForkRejected
 from triaged.kernel.paths import KernelPaths
 from triaged.model.cgroup import CgroupId
 from triaged.model.facts import Fact, SubjectGone
+from triaged.model.limit import Unknown
 from triaged.sources.burst import BurstReader
-from triaged.sources.cgroup_facts import Identifies, count_facts, now_usec, pids_facts, refusal_facts
+from triaged.sources.cgroup_facts import FactMaker, Identifies, now_usec
 from triaged.sources.cgroup_tree import CgroupTree, Increase
 from triaged.sources.ledger import Ledger
+from triaged.sources.memory_history import MemoryHistory
 from triaged.sources.source import Source, SourceState
 
 _CONTROLLERS = ("pids", "memory")
@@ -43,18 +47,27 @@ _HOT_FOR_S = 60.0
 _RECORD_WAIT_S = 0.3
 _RECORD_KEEP_S = 2.0
 _RESCAN_PAUSE_S = 1.0
+_LOOK_PAUSE_S = 0.1
+_LOOK_SHARE = 10
 _EVENTS_CAP = 65536
 _EVENTS_EACH_STEP = 256
+_FACTS_EACH_STEP = 8
+_COUNTED_AT_ONCE = 256  # counters, about 3 ms
 _REFUSALS_CAP = 256
+_KILLED_IN_CAP = 4096
+_MEMBER_READS_EACH_DRAIN = 32
+_BURST_S = 0.005  # what is to be read of a cgroup that vanishes is gone sooner than that of a process
 _NEVER = float("inf")
+_WATCHES_SHARE = 0.75  # of what the user may have: as root, others need watches too
 
 
 @dataclass
 class _Refusal:
-    """A line of the kernel log and whether a counter said the same."""
+    """A line of the kernel log, whether the counters it is about were marked, and whether one said the same."""
 
     record: ForkRejected
     taken_at: float
+    is_marked: bool = False
     is_told: bool = False
 
 
@@ -76,21 +89,28 @@ class CgroupEvents(Source):
         baseline: Mapping[str, int] | None = None,
         on_counter: Callable[[str, int], None] | None = None,
         ledger: Ledger | None = None,
+        history: MemoryHistory | None = None,
     ) -> None:
         super().__init__()
         self._paths = paths
         self._table = table
         self._baseline = dict(baseline or {})
-        self._on_counter = on_counter or (lambda key, total: None)
+        self._keep_counter = on_counter or (lambda key, total: None)
         self._ledger = ledger or Ledger()
+        self._history = history or MemoryHistory()
         self._layout = CgroupLayout(())
         self._trees: list[CgroupTree] = []
         self._inotify: Inotify | None = None
+        self._watch_limit: int | Unknown = Unknown("not read yet")
         self._events: list[InotifyEvent] = []
         self._is_overflown = False
         self._wake = asyncio.Event()
         self._look_wanted = False
+        self._look_at = _NEVER
         self._refusals: list[_Refusal] = []
+        self._killed_in: set[str] = set()
+        # Rises that were told before a line about them came: the kernel writes the line first, but wakes who reads it later.
+        self._told_alone: deque[tuple[Increase, float]] = deque(maxlen=_REFUSALS_CAP)
         self._settle_at = _NEVER
         self._settle_not_before = 0.0
         self._hot_at = _NEVER
@@ -105,29 +125,35 @@ class CgroupEvents(Source):
 
     async def facts(self) -> AsyncIterator[Fact]:
         self._wake = asyncio.Event()
-        self._events, self._is_overflown, self._refusals = [], False, []
+        self._events, self._is_overflown, self._refusals, self._killed_in = [], False, [], set()
         self._settle_at = self._hot_at = self._sweep_at = _NEVER
         burst: BurstReader | None = None
         shortfall: KernelError | None = None
         try:
             try:
-                self._inotify = Inotify()
+                self._watch_limit = read_watch_limit(self._paths)
+                limit = self._watch_limit
+                self._inotify = Inotify(int(limit * _WATCHES_SHARE) if isinstance(limit, int) else None)
             except KernelError as error:
                 shortfall = error
             if not await asyncio.to_thread(self._make_trees):
                 return
             if self._inotify is not None:
-                burst = BurstReader(asyncio.get_running_loop(), self._inotify.fileno(), self._drain)
+                burst = BurstReader(asyncio.get_running_loop(), self._inotify.fileno(), self._drain, _BURST_S)
             for tree in self._trees:
                 await asyncio.to_thread(tree.scan)
+                if "memory" in tree.controllers:
+                    tree.on_members, tree.on_vanished = self._ledger.note_members, self._ledger.note_vanished
             self._swept_at = time.monotonic()
             self._ledger.on_kill, self._ledger.on_refusal = self._hint_kill, self._hint_refusal
             self._tell_status(shortfall)
             for fact in self._forget_others():
                 yield fact
             while True:
-                for fact in self._take_facts():
+                for number, fact in enumerate(self._take_facts(), 1):
                     yield fact
+                    if number % _FACTS_EACH_STEP == 0:  # each reads some files: a thousand of them must not hold up others
+                        await asyncio.sleep(0)
                 self._plan()
                 await self._sleep()
                 await self._handle()
@@ -191,6 +217,7 @@ class CgroupEvents(Source):
             return True
         if events:
             self.count("events", len(events))
+            self._note_members(events)
             if len(self._events) < _EVENTS_CAP:
                 self._events += events
             else:
@@ -198,8 +225,19 @@ class CgroupEvents(Source):
             self._wake.set()
         return bool(events)
 
+    def _note_members(self, events: list[InotifyEvent]) -> None:
+        """Reads at once who was put into a cgroup: it may be dead, and the cgroup gone, a moment later."""
+        tree = self._tree_of("memory")
+        if tree is None:
+            return
+        told = (event for event in events if event.mask & IN_MODIFY and event.name in ("cgroup.procs", "tasks"))
+        watches = dict.fromkeys(event.watch for event in told)
+        for watch in list(watches)[-_MEMBER_READS_EACH_DRAIN:]:
+            tree.note_members(watch)
+
     async def _sleep(self) -> None:
-        until = min(self._settle_at, self._hot_at, self._sweep_at, self._ledger.next_due() or _NEVER, self._next_refusal())
+        told = (self._ledger.next_due() or _NEVER, self._next_refusal())
+        until = min(self._settle_at, self._hot_at, self._look_at, self._sweep_at, *told)
         timer: asyncio.TimerHandle | None = None
         if until != _NEVER:
             # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the wake-up.
@@ -229,8 +267,9 @@ class CgroupEvents(Source):
             for tree in self._trees:
                 await asyncio.to_thread(tree.scan)
             self._rescanned_at = time.monotonic()
-        if now >= self._sweep_at or self._look_wanted:
-            self._look_wanted = False
+        is_wanted = self._look_wanted and now >= self._swept_at + _SETTLE_SHARE * self._sweep_took
+        if now >= min(self._sweep_at, self._look_at) or is_wanted:
+            self._look_wanted, self._look_at = False, _NEVER
             for tree in self._trees:
                 if self._inotify is None or tree.unwatched:
                     await asyncio.to_thread(tree.scan)
@@ -239,13 +278,17 @@ class CgroupEvents(Source):
                 await asyncio.to_thread(tree.count_dirty)
             self._swept_at = time.monotonic()
             self._sweep_took = self._swept_at - now
+            self._ledger.note_living_read(now)
         if now >= self._hot_at:
             self._hot_at = _NEVER
             for tree in self._polled_trees():
                 tree.mark_hot()
-        self._mark_refusals(now)
+        self._mark_hinted(now)
         for tree in self._trees:
-            tree.count_dirty()
+            if tree.dirty > _COUNTED_AT_ONCE:
+                await asyncio.to_thread(tree.count_dirty)
+            else:
+                tree.count_dirty()
         if now >= self._settle_at:
             self._settle_at = _NEVER
             begun = time.monotonic()
@@ -267,6 +310,8 @@ class CgroupEvents(Source):
             self._sweep_at = self._swept_at + max(least, _SWEEP_SHARE * self._sweep_took)
         else:
             self._sweep_at = _NEVER
+        if self._look_wanted:  # not yet: whoever asks again and again gets a bounded share of a core
+            self._sweep_at = min(self._sweep_at, max(now, self._swept_at + _SETTLE_SHARE * self._sweep_took))
         if self._is_overflown:
             self._settle_at = min(self._settle_at, max(now, self._rescanned_at + _RESCAN_PAUSE_S))
 
@@ -288,23 +333,28 @@ class CgroupEvents(Source):
                             interval = _WARM_S
         return interval
 
-    # -- hints of the kernel log
+    # -- hints of the kernel log: noted at once, taken to the trees by this source's own task, which may have a thread at work there
 
     def _tree_of(self, controller: str) -> CgroupTree | None:
         return next((tree for tree in self._trees if controller in tree.controllers), None)
 
     def _hint_kill(self, path: str) -> None:
-        tree = self._tree_of("memory")
-        if tree is not None:
-            tree.mark(path, "memory")
-            self._wake.set()
+        if len(self._killed_in) >= _KILLED_IN_CAP:
+            self.count("dropped")
+            return
+        self._killed_in.add(path)
+        self._wake.set()
 
     def _hint_refusal(self, record: ForkRejected) -> None:
         if len(self._refusals) >= _REFUSALS_CAP:
             self.count("dropped")
             return
-        self._refusals.append(_Refusal(record, time.monotonic()))
-        self._mark_refusal(record)
+        now = time.monotonic()
+        told = [each for each in self._told_alone if now < each[1] + _RECORD_KEEP_S and _speaks_of(record, each[0])]
+        for each in told:
+            if not each[0].is_hierarchical:  # there is one line only for each cgroup; the next is another cgroup's of that name
+                self._told_alone.remove(each)
+        self._refusals.append(_Refusal(record, now, is_marked=bool(told), is_told=bool(told)))
         self._wake.set()
 
     def _mark_refusal(self, record: ForkRejected) -> None:
@@ -313,29 +363,41 @@ class CgroupEvents(Source):
             for path in tree.beginning_with(record.path) if record.is_cut else (record.path,):
                 tree.mark(path, "pids")
 
-    def _mark_refusals(self, now: float) -> None:
+    def _mark_hinted(self, now: float) -> None:
+        tree = self._tree_of("memory")
+        killed_in, self._killed_in = self._killed_in, set()
+        if tree is not None:
+            for path in killed_in:
+                if path:
+                    tree.mark(path, "memory")
+                    continue
+                tree.mark_newest("memory")
+                # Where it was is found by elimination, which needs every counter; a storm must not fill the time with looking.
+                self._look_at = max(now, self._swept_at + max(_LOOK_PAUSE_S, _LOOK_SHARE * self._sweep_took))
         for refusal in self._refusals:
-            if not refusal.is_told and now >= refusal.taken_at + _RECORD_WAIT_S:
-                self._mark_refusal(refusal.record)  # the last look before the line alone is believed
+            # At once, and again: the last look before the line alone is believed.
+            if not refusal.is_marked or (not refusal.is_told and now >= refusal.taken_at + _RECORD_WAIT_S):
+                refusal.is_marked = True
+                self._mark_refusal(refusal.record)
 
     def _next_refusal(self) -> float:
         return min((each.taken_at + _RECORD_WAIT_S for each in self._refusals if not each.is_told), default=_NEVER)
 
     def _record_for(self, increase: Increase) -> ForkRejected | None:
-        """The newest line about a fork in that cgroup or below it; it counts as told."""
-        path = increase.cgroup.path
-        inside = path if path.endswith("/") else path + "/"
+        """The newest line about a fork that this rise counts; it counts as told."""
         found = None
         for refusal in self._refusals:
-            named = refusal.record.path
-            if named == path or named.startswith(inside) or (refusal.record.is_cut and path.startswith(named)):
+            if _speaks_of(refusal.record, increase):
                 refusal.is_told = True
                 found = refusal.record
+        if found is None and not increase.before_start:
+            self._told_alone.append((increase, time.monotonic()))
         return found
 
     # -- facts
 
     def _take_facts(self) -> Iterator[Fact]:
+        make = FactMaker(self._paths, self._layout, self._table, self._history)
         for tree in self._trees:
             increases, tree.increases = tree.increases, []
             for increase in increases:
@@ -347,14 +409,14 @@ class CgroupEvents(Source):
                         self._hot_at = min(self._hot_at, self._rose_at + _HOT_S)
                 if increase.controller == "pids":
                     self.count("refused forks", increase.by)
-                    yield pids_facts(self._layout, increase, self._record_for(increase), self._table)
+                    yield make.refusals(increase, self._record_for(increase))
                 else:
                     self.count("oom kills", increase.by)
                     self._ledger.take_count(increase.cgroup.path, increase.by, increase, increase.is_lost)
         for owed in self._ledger.due():
             if isinstance(owed.source, Increase):
-                yield count_facts(self._layout, owed.source, owed.kills)
-        yield from self._untold_refusals()
+                yield make.kills(owed.source, owed.kills, owed.line)
+        yield from self._untold_refusals(make)
         for tree in self._trees:
             gone, tree.gone = tree.gone, []
             for cgroup, was_hit in gone:
@@ -364,22 +426,28 @@ class CgroupEvents(Source):
                 if was_hit or tree is self._trees[0]:
                     yield SubjectGone(cgroup=cgroup, time_usec=now_usec())
 
-    def _untold_refusals(self) -> Iterator[Fact]:
+    def _untold_refusals(self, make: FactMaker) -> Iterator[Fact]:
         now = time.monotonic()
-        kept = []
-        for refusal in self._refusals:
-            if not refusal.is_told and now >= refusal.taken_at + _RECORD_WAIT_S:
-                self.count("refused forks")
-                yield refusal_facts(self._layout, refusal.record, self._table)
-                refusal.is_told = True
-            if now < refusal.taken_at + _RECORD_KEEP_S:
-                kept.append(refusal)
-        self._refusals = kept
+        untold = [each for each in self._refusals if not each.is_told and now >= each.taken_at + _RECORD_WAIT_S]
+        for refusal in untold:
+            refusal.is_told = True
+        self._refusals = [each for each in self._refusals if now < each.taken_at + _RECORD_KEEP_S]
+        for refusal in untold:
+            self.count("refused forks")
+            yield make.refusal(refusal.record)
 
     # -- what is kept over a restart
 
     def _key(self, cgroup: CgroupId, file: str) -> str:
         return f"{self._boot}:{cgroup.hierarchy}:{cgroup.inode}:{file.rsplit('/', 1)[-1]}:{cgroup.path}"
+
+    def _on_counter(self, key: str, total: int) -> None:
+        # Kept here too: this source may be started anew with the daemon still running, and what was told stays told.
+        if total:
+            self._baseline[key] = total
+        else:
+            self._baseline.pop(key, None)
+        self._keep_counter(key, total)
 
     def _saved(self, cgroup: CgroupId, file: str) -> int:
         return self._baseline.get(self._key(cgroup, file), 0)
@@ -388,8 +456,6 @@ class CgroupEvents(Source):
         end = f":{cgroup.path}"
         begin = f"{self._boot}:{cgroup.hierarchy}:{cgroup.inode}:"
         for file in ("pids.events", "pids.events.local", "memory.events", "memory.events.local", "memory.oom_control"):
-            if begin + file + end in self._baseline:
-                del self._baseline[begin + file + end]
             self._on_counter(begin + file + end, 0)
 
     def _forget_others(self) -> Iterator[Fact]:
@@ -406,18 +472,22 @@ class CgroupEvents(Source):
                 yield SubjectGone(cgroup=CgroupId(path, int(inode) if inode.isdecimal() else 0, hierarchy), time_usec=now_usec())
             elif boot == self._boot and str(node.inode) == inode:
                 continue
-            del self._baseline[key]
             self._on_counter(key, 0)
 
     def _tell_status(self, shortfall: KernelError | None) -> None:
         unwatched = sum(tree.unwatched for tree in self._trees)
-        if unwatched:
+        if unwatched or "unwatched" in self.counters:
             self.counters["unwatched"] = unwatched
+        if self._inotify is not None:
+            self.counters["watches"] = len(self._inotify)
         if shortfall is not None:
             self.set_status(SourceState.DEGRADED, f"{shortfall}: cgroups are looked at now and then", shortfall.remedy)
         elif unwatched:
             self.set_status(
-                SourceState.DEGRADED, f"no inotify watch was left for {unwatched} cgroups: what happens there is seen late",
+                SourceState.DEGRADED,
+                f"no inotify watch was left for {unwatched} cgroups: what happens there is seen late "
+                f"({self.counters.get('watches', 0)} are taken; user {os.getuid()} may have {self._watch_limit}, "
+                f"{_WATCHES_SHARE:.0%} of them for this)",
                 "raise fs.inotify.max_user_watches",
             )
         elif any(tree.has_local_counters() for tree in self._trees) and self._inotify is not None and not self._ledger.log_is_read:
@@ -427,3 +497,11 @@ class CgroupEvents(Source):
             )
         else:
             self.set_status(SourceState.ACTIVE)
+
+
+def _speaks_of(record: ForkRejected, increase: Increase) -> bool:
+    """Whether a line of the kernel log is about forks that a counter's rise counts. A local counter counts where the task was."""
+    path, named = increase.cgroup.path, record.path
+    if named == path or (record.is_cut and path.startswith(named)):
+        return True
+    return increase.is_hierarchical and named.startswith(path if path.endswith("/") else path + "/")

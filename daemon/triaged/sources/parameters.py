@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import ClassVar
@@ -53,6 +54,7 @@ class KernelParameters(Source):
 
     def _read(self, only_changed: bool) -> Iterator[Fact]:
         refused: list[str] = []
+        missing = 0
         for requirement in self._requirements:
             key = requirement.key
             value: str | Unknown
@@ -62,6 +64,7 @@ class KernelParameters(Source):
                 value = self._reader.read(key)
             except Gone:
                 value, is_missing = Unknown("this kernel has no such parameter"), True
+                missing += 1
             except KernelError as error:
                 value = Unknown(str(error))
                 refused.append(key)
@@ -71,10 +74,14 @@ class KernelParameters(Source):
             self.count("values read")
             origin = read_origin(self._paths, key, value) if isinstance(value, str) else ""
             yield ParameterFacts(key, path, value, requirement, is_missing, origin, time.time_ns() // 1000)
-        self._tell_status(refused)
+        self._tell_status(refused, missing)
 
-    def _tell_status(self, refused: list[str]) -> None:
-        if not refused:
+    def _tell_status(self, refused: list[str], missing: int) -> None:
+        if missing and missing == len(self._requirements) and not os.path.isdir(f"{self._paths.proc}/sys/kernel"):
+            self.set_status(
+                SourceState.UNAVAILABLE, f"{self._paths.proc}/sys shows no kernel parameter", f"mount proc at {self._paths.proc}"
+            )
+        elif not refused:
             self.set_status(SourceState.ACTIVE)
         elif len(refused) == len(self._requirements):
             self.set_status(SourceState.UNAVAILABLE, "no kernel parameter can be read", f"mount proc at {self._paths.proc}")

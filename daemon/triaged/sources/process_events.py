@@ -18,15 +18,17 @@ from triaged.kernel.connector import Exit, ProcessConnector
 from triaged.kernel.deaths import Witness
 from triaged.kernel.namespaces import is_initial_namespace
 from triaged.kernel.paths import KernelPaths
-from triaged.kernel.process import read_exes
+from triaged.kernel.process import read_exes, read_start_ticks
 from triaged.kernel.process_table import ProcessTable
 from triaged.kernel.resource_limits import read_resource_limits
+from triaged.kernel.seccomp_dump import read_seccomp_status
 from triaged.kernel.unit_files import read_slice_origin
 from triaged.model.cgroup import CgroupId
 from triaged.model.facts import ExitFacts, Fact, PlacementFacts, ResourceLimitFacts, SubjectGone
 from triaged.model.process import ProcessIdentity
 from triaged.model.requirement import PlacementRequirement, ResourceLimitRequirement
 from triaged.sources.burst import BurstReader
+from triaged.sources.failures import Began, Failure, Failures
 from triaged.sources.source import Source, SourceState
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ _WATCHED_CAP = 256  # pidfds: RLIMIT_NOFILE of a service is 1024 at first
 _ENDED_CAP = 256
 _EXIT_WITHIN_S = 1.0
 _LOOK_PAUSE_S = 1.0
+_UNWATCHED_EVERY_S = 60.0
 
 
 class ProcessEvents(Source):
@@ -57,12 +60,16 @@ class ProcessEvents(Source):
         table: ProcessTable,
         placements: Sequence[PlacementRequirement] = (),
         limits: Sequence[ResourceLimitRequirement] = (),
+        failures: Failures | None = None,
     ) -> None:
         super().__init__()
         self._paths = paths
         self._table = table
         self._placements = tuple(placements)
         self._limits = tuple(limits)
+        self._failures = failures or Failures()
+        # By pid, with the number of seccomp filters and the parent's start time.
+        self._filtered: dict[int, tuple[ProcessIdentity, int, int]] = {}
         self._pending: deque[Fact] = deque()
         self._wake = asyncio.Event()
         self._connector: ProcessConnector | None = None
@@ -71,7 +78,9 @@ class ProcessEvents(Source):
         self._look_wanted = False
         self._everything_wanted = False
         self._looked_at = float("-inf")
+        self._asked_at = float("-inf")
         self._failure: KernelError | None = None
+        self._is_somebody_unwatched = False
         self._witness = Witness(paths, table)
 
     async def facts(self) -> AsyncIterator[Fact]:
@@ -85,6 +94,7 @@ class ProcessEvents(Source):
             reader = BurstReader(loop, self._connector.fileno(), self._drain)
         except KernelError as error:
             shortfall = (f"{error}; processes are seen only in a look through /proc, at the start and on request", error.remedy)
+        self._failures.set_blindness("processes that fail are not seen (process-events)" if reader is None else "")
         try:
             self.refresh()
             while True:
@@ -93,6 +103,9 @@ class ProcessEvents(Source):
                     if not await self._look_through_proc(shortfall):
                         return
                     self._looked_at = loop.time()
+                if self._is_somebody_unwatched and loop.time() >= self._asked_at + _UNWATCHED_EVERY_S:
+                    self._ask_for_unwatched()
+                    self._asked_at = loop.time()
                 while self._pending:
                     yield self._pending.popleft()
                 if self._failure is not None:
@@ -108,6 +121,7 @@ class ProcessEvents(Source):
                 loop.remove_reader(descriptor)
                 os.close(descriptor)
             self._watched.clear()
+            self._filtered.clear()
 
     def snapshot(self) -> Iterator[Fact]:
         try:
@@ -125,9 +139,13 @@ class ProcessEvents(Source):
         self._wake.set()
 
     async def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
-        timer = None
+        timer, until = None, float("inf")
         if self._look_wanted:  # not yet: a storm that overruns the socket again and again must not fill the time with looking
-            timer = loop.call_at(self._looked_at + _LOOK_PAUSE_S, self._wake.set)
+            until = self._looked_at + _LOOK_PAUSE_S
+        if self._is_somebody_unwatched:
+            until = min(until, self._asked_at + _UNWATCHED_EVERY_S)
+        if until < float("inf"):
+            timer = loop.call_at(until, self._wake.set)
         try:
             await self._wake.wait()
         finally:
@@ -153,6 +171,14 @@ class ProcessEvents(Source):
             self._put(SubjectGone(process=identity, time_usec=_now_usec()))
         self._tell_status(shortfall)
         return True
+
+    def _ask_for_unwatched(self) -> None:
+        """Whether those still live of whom nothing would tell, and a watch for them where there is one now."""
+        self._is_somebody_unwatched, self.counters["unwatched"] = False, 0
+        for identity in self._table.forget_dead():
+            self._put(SubjectGone(process=identity, time_usec=_now_usec()))
+        for identity in self._table.workload_processes():
+            self._watch(identity)
 
     def _tell_status(self, shortfall: tuple[str, str]) -> None:
         self.counters["forgotten"] = self._table.forgotten
@@ -188,7 +214,10 @@ class ProcessEvents(Source):
             self._executed(batch.executed)
         for number, exit_event in enumerate(batch.killed):
             self._killed(exit_event, may_look=number < _PARENTS_EACH_BATCH)
-        return bool(batch.executed or batch.killed or batch.lost or batch.malformed)
+            self._failed(exit_event.pid, exit_event.signal, exit_event.parent)
+        for failed in batch.failed:
+            self._failed(*failed)
+        return bool(batch.executed or batch.killed or batch.failed or batch.lost or batch.malformed)
 
     def _executed(self, batch: list[int]) -> None:
         pids = dict.fromkeys(batch)
@@ -227,6 +256,46 @@ class ProcessEvents(Source):
             evidence = self._witness.end(identity) if event.signal == signal.SIGKILL else None
             self._put(ExitFacts(identity, event.signal, event.dumped_core, _now_usec(), evidence))
 
+    def _look_for_filters(self, identity: ProcessIdentity) -> None:
+        """Notes that a process runs under seccomp filters: then the kernel is asked to tell of processes that fail."""
+        if not self._failures.is_wanted or self._connector is None:
+            return
+        try:
+            mode, filters, _ = read_seccomp_status(self._paths, identity.pid)
+        except KernelError:
+            return
+        if mode != "filter":
+            self._forget_filtered(identity)
+            return
+        if len(self._filtered) >= _WATCHED_CAP and identity.pid not in self._filtered:
+            self.count("unwatched")
+            return
+        try:
+            starter_ticks = read_start_ticks(self._paths, identity.ppid)
+        except KernelError:
+            starter_ticks = 0
+        is_first = not self._filtered
+        self._filtered[identity.pid] = (identity, filters, starter_ticks)
+        if is_first:
+            self._connector.let_failures_through(True)
+        self._failures.put(Began(identity, filters))
+
+    def _forget_filtered(self, identity: ProcessIdentity) -> None:
+        known = self._filtered.get(identity.pid)
+        if known is None or known[0].start_ticks != identity.start_ticks:
+            return
+        del self._filtered[identity.pid]
+        if not self._filtered and self._connector is not None:
+            self._connector.let_failures_through(False)
+
+    def _failed(self, pid: int, status: int, parent: int) -> None:
+        known = self._filtered.get(pid)
+        if known is None:
+            return
+        self.count("failed_under_filters")
+        self._failures.put(Failure(known[0], status, parent, known[1], known[2]))
+        self._forget_filtered(known[0])
+
     def _lost(self) -> None:
         self.count("overruns")
         assert self._connector is not None
@@ -239,6 +308,7 @@ class ProcessEvents(Source):
 
     def _found(self, identity: ProcessIdentity) -> None:
         self._witness.begin(identity)
+        self._look_for_filters(identity)
         for fact in self._facts_of(identity):
             self._put(fact)
         self._watch(identity)
@@ -285,15 +355,15 @@ class ProcessEvents(Source):
         if key in self._watched:
             return
         if len(self._watched) >= _WATCHED_CAP:
-            self.count("unwatched")
+            self._note_unwatched()
             return
         try:
             descriptor = os.pidfd_open(identity.pid)
         except ProcessLookupError:
             self._process_ended(identity)
             return
-        except OSError:
-            self.count("unwatched")  # an old kernel, or no descriptor left: the next look through /proc tells
+        except OSError:  # an old kernel, or no descriptor left
+            self._note_unwatched()
             return
         if not self._table.is_alive(identity):  # the pid was reused before it was opened
             os.close(descriptor)
@@ -301,6 +371,12 @@ class ProcessEvents(Source):
             return
         self._watched[key] = descriptor
         asyncio.get_running_loop().add_reader(descriptor, self._on_ended, identity)
+
+    def _note_unwatched(self) -> None:
+        if not self._is_somebody_unwatched:
+            self._asked_at = asyncio.get_running_loop().time()
+        self._is_somebody_unwatched = True
+        self.count("unwatched")
 
     def _on_ended(self, identity: ProcessIdentity) -> None:
         descriptor = self._watched.pop((identity.pid, identity.start_ticks))
@@ -313,6 +389,8 @@ class ProcessEvents(Source):
         if known is not None and known.start_ticks == identity.start_ticks:
             identity = known  # it may have executed something else since
         self._table.ended(identity)
+        if identity.pid in self._filtered:  # its exit event may still be waiting in a batch
+            asyncio.get_running_loop().call_later(_EXIT_WITHIN_S, self._forget_filtered, identity)
         # The kernel wakes the pidfd before it sends the exit event, which may be waiting in a batch besides.
         self._ended[identity.pid] = (identity, time.monotonic())
         if len(self._ended) > _ENDED_CAP:

@@ -20,6 +20,11 @@ class SourceState(str, Enum):
     UNAVAILABLE = "unavailable"
 
 
+def numberless(reason: str) -> str:
+    """The reason without its numbers: the same cause of more processes, or cgroups, than before is no news."""
+    return "".join(character for character in reason if not character.isdigit())
+
+
 @dataclass(frozen=True)
 class SourceStatus:
     """How a source stands. `reason` says why it is not active and what that costs, `remedy` how to get it.

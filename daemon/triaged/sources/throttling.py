@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from triaged.errors import KernelError
 from triaged.kernel.build_info import BuildInfoCache
@@ -14,8 +14,9 @@ from triaged.kernel.cpu_quota import QuotaState, read_quotas
 from triaged.kernel.go_runtime import GoRuntime
 from triaged.kernel.paths import KernelPaths
 from triaged.kernel.pressure import read_pressure
+from triaged.kernel.unit_settings import with_origin
 from triaged.model.cpu import GoProcess
-from triaged.model.facts import CpuFacts
+from triaged.model.facts import CgroupLimit, CpuFacts
 from triaged.model.limit import Unknown
 from triaged.model.process import ProcessIdentity
 
@@ -87,7 +88,10 @@ class QuotaLooks:
             if fact.throttled_periods > 0:
                 self._told.add(key)
             if key in self._told:
-                yield fact
+                limit = CgroupLimit(
+                    state.quota.cgroup, state.quota.file, state.quota.quota_usec, Unknown("a rate"), state.quota.unit
+                )
+                yield replace(fact, origin=with_origin(self._paths, limit).origin)
         self._samples = samples
         self._told &= set(samples)
 
