@@ -43,13 +43,13 @@ def places(tmp_path: Path) -> Places:
 def test_without_any_file_the_defaults_hold(places: Places) -> None:
     assert places.load() == Config()
     assert places.load().policies == ("default",)
-    assert places.load().findings_cap == 1000
+    assert places.load().findings_cap == 2000
 
 
 def test_the_shipped_file_says_what_the_defaults_are() -> None:
     shipped = load_config(config_paths({}), {})
     assert (shipped.policies, shipped.log_level, shipped.disabled_sources) == (("default",), LogLevel.INFO, ())
-    assert (shipped.findings_cap, shipped.closed_kept_s) == (1000, 7 * 86400)
+    assert (shipped.findings_cap, shipped.closed_kept_s) == (2000, 7 * 86400)
 
 
 def test_the_main_file_is_the_last_one_found(places: Places) -> None:
@@ -182,7 +182,8 @@ def test_the_shipped_workload_finds_the_go_command_and_its_test_binaries() -> No
         (WORKLOAD + 'exe_names = ["y"]', 7, "unknown key 'exe_names'"),
         (WORKLOAD + 'package-from = "go"', 7, "'package-from' has no value 'go'"),
         (WORKLOAD.partition("[[")[0], 1, "no [[process]]"),
-        (WORKLOAD.replace("name", "nome", 1), 1, "'name' is missing"),
+        (WORKLOAD.replace("name", "nome", 1), 1, "unknown key 'nome'"),
+        (WORKLOAD.replace("name", "title", 1).replace("title = \"W\"\n", "", 1), 1, "'name' is missing"),
     ],
 )
 def test_a_mistake_in_a_workload_has_its_line(places: Places, text: str, line: int, message: str) -> None:

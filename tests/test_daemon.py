@@ -23,21 +23,27 @@ MAPS = int(Path("/proc/sys/vm/max_map_count").read_text())
 START_S = 60.0
 
 
+def data_in(directory: Path) -> dict[str, str]:
+    """An environment with a copy of the installed configuration."""
+    data = directory / "data"
+    if not data.exists():
+        shutil.copytree(ROOT / "config", data)
+        shutil.copy(ROOT / "dbus" / "org.triaged.Triage1.xml", data)
+    return {**os.environ, "TRIAGED_DATA_DIR": str(data)}
+
+
 class Running:
     """A daemon; `notify` is where it thinks systemd listens."""
 
     def __init__(self, directory: Path, *options: str, watchdog_usec: int = 0) -> None:
         self.data = directory / "data"
-        if not self.data.exists():
-            shutil.copytree(ROOT / "config", self.data)
-            shutil.copy(ROOT / "dbus" / "org.triaged.Triage1.xml", self.data)
         self.state = directory / "state"
         self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.notify.settimeout(START_S)
         path = directory / f"notify-{time.monotonic_ns()}"
         self.notify.bind(str(path))
         self.output = (directory / "output").open("a+")
-        environment = {**os.environ, "TRIAGED_DATA_DIR": str(self.data), "NOTIFY_SOCKET": str(path), "PYTHONUNBUFFERED": "1"}
+        environment = {**data_in(directory), "NOTIFY_SOCKET": str(path), "PYTHONUNBUFFERED": "1"}
         if watchdog_usec:
             environment["WATCHDOG_USEC"] = str(watchdog_usec)
         words = ["--bus", "private", "--state-directory", str(self.state), "--print-findings", *options]
@@ -119,6 +125,42 @@ def test_ctrl_c_leaves_nothing_behind(directory: Path) -> None:
     assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
 
 
+def test_it_ends_quietly_when_nobody_reads_what_it_prints(directory: Path) -> None:
+    command = [sys.executable, "-m", "triaged", "--bus", "none", "--no-state", "--print-findings"]
+    with subprocess.Popen(
+        command, env=data_in(directory), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("source ")
+        process.stdout.close()
+        errors = process.stderr.read()
+        assert process.wait(60) == 0, errors
+    assert "Traceback" not in errors
+    assert "Exception" not in errors
+
+
+def test_it_runs_with_its_standard_streams_closed(directory: Path) -> None:
+    command = f'exec "{sys.executable}" -m triaged --bus none --state-directory "{directory}/state" <&- >&- 2>&-'
+    process = subprocess.Popen(["sh", "-c", command], env=data_in(directory))
+    try:
+        deadline = time.monotonic() + START_S
+        while not catches(process.pid, signal.SIGTERM):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert (directory / "state" / "findings").exists()
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(re.findall(r"^SigCgt:\s*(\w+)", status, re.M)[0], 16) & 1 << number - 1)
+
+
 def test_the_watchdog_is_told_that_the_loop_turns(directory: Path) -> None:
     daemon = Running(directory, watchdog_usec=400_000)
     try:
@@ -198,10 +240,42 @@ def test_the_always_on_process_loads_neither_pyroute2_nor_psutil_nor_openssl(dir
             assert name not in maps
     finally:
         daemon.stop()
-    names = "[name for name in sys.modules if name in ('pyroute2', 'psutil')]"
-    code = f"import sys; sys.modules['ssl'] = None; import triaged.daemon; print({names})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    heavy = ("pyroute2", "psutil", "dbus_next.service", "xml.etree", "urllib.parse", "shutil", "tempfile", "triaged.fixers.local")
+    code = (
+        "import sys; from triaged.__main__ import build_parser, leave_out_openssl; build_parser().parse_args([])\n"
+        f"leave_out_openssl(); import triaged.daemon; print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    environment = {**os.environ, "TRIAGED_DBUS_LIBRARY": "dbus-next"}
+    done = subprocess.run([sys.executable, "-Sc", code], capture_output=True, text=True, timeout=60, check=True, env={
+        **environment, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)
+    })
     assert done.stdout.strip() == "[]"
+
+
+def test_an_idle_daemon_keeps_no_threads(directory: Path) -> None:
+    daemon = Running(directory)
+    try:
+        daemon.address()
+        assert daemon.call("Refresh").returncode == 0
+        until = time.monotonic() + 20  # looks are still being taken
+        # One more is asyncio's, which waits for the end of the private bus (before Python 3.12).
+        while len(os.listdir(f"/proc/{daemon.process.pid}/task")) > 2:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    finally:
+        daemon.stop()
+
+
+def test_what_an_earlier_run_left_of_its_fixes_is_looked_at_when_it_starts(directory: Path) -> None:
+    (directory / "state" / "originals").mkdir(parents=True, mode=0o700)
+    (directory / "state" / "originals" / "a.json").write_text("{")
+    daemon = Running(directory)
+    try:
+        daemon.address()
+        assert "originals/a.json" in daemon.text()
+        assert daemon.call("ListFixes").returncode == 0
+    finally:
+        assert daemon.stop() == 0
 
 
 def test_the_private_bus_ends_with_a_daemon_that_is_killed(directory: Path) -> None:
@@ -224,5 +298,69 @@ def test_a_reader_of_notifications_that_sleeps_holds_nobody_up(directory: Path) 
         for _ in range(3):
             done = daemon.call("Refresh")
             assert done.returncode == 0, done.stderr
+    finally:
+        assert daemon.stop() == 0
+
+
+def rows(done: subprocess.CompletedProcess[str]) -> list[dict[str, str]]:
+    """What CheckPolicy answered."""
+    assert done.returncode == 0, done.stderr
+    items = json.loads(done.stdout)["data"][0]
+    return [{name: value["data"] for name, value in item.items()} for item in items]
+
+
+def test_a_policy_is_checked_over_the_bus_and_for_a_process_in_its_own_network(directory: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("making a network namespace needs root")
+    daemon = Running(directory)
+    (daemon.data / "policies" / "mine.toml").write_text("".join(['title = "mine"\n', *(
+        f'[[parameter]]\nkey = "{key}"\noperator = "at-least"\nvalue = {value}\nwhy = "the test"\n'
+        for key, value in (("vm.max_map_count", MAPS + 1), ("net.core.somaxconn", 100))
+    ), '[[limit]]\nresource = "NOFILE"\nat-least = 1\nworkloads = ["go-test"]\nwhy = "the test"\n']))
+    holder = subprocess.Popen(
+        ["unshare", "--net", "sh", "-c", "echo 77 >/proc/sys/net/core/somaxconn; echo ready; exec sleep 60"], stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"ready\n"
+        here = rows(daemon.call("CheckPolicy", "asa{sv}", "1", "mine", "0"))
+        assert [(row["Subject"], row["Outcome"]) for row in here] == [
+            ("vm.max_map_count", "fail"), ("net.core.somaxconn", "pass"), ("RLIMIT_NOFILE", "unknown"),
+        ]  # fmt: skip
+        assert (here[0]["Value"], here[0]["Wish"], here[0]["WantedBy"]) == (str(MAPS), f"at least {MAPS + 1}", "mine")
+        assert here[0]["Origin"]
+        there = rows(daemon.call("CheckPolicy", "asa{sv}", "1", "mine", "1", "pid", "u", str(holder.pid)))
+        assert [row["Outcome"] for row in there] == ["fail", "fail", "pass"]
+        assert there[1]["Value"] == "77"
+        assert there[1]["Origin"] == f"the network namespace of process {holder.pid}, which files of sysctl.d do not reach"
+        for arguments, why in (
+            (["1", "nothing", "0"], "there is no policy 'nothing'"),
+            (["1", "../mine", "0"], "there is no policy '../mine'"),
+            (["17", *(["mine"] * 17), "0"], "at most 16"),
+            (["1", "mine", "1", "pid", "s", "1"], "option pid: the number of a process (u) is wanted"),
+            (["1", "mine", "1", "pid", "u", "0"], "option pid: the number of a process (u) is wanted"),
+            (["1", "mine", "1", "pid", "u", "4194000"], "there is no process 4194000"),
+            (["1", "mine", "1", "color", "s", "red"], "option 'color' is not known"),
+        ):
+            done = daemon.call("CheckPolicy", "asa{sv}", *arguments)
+            assert (done.returncode, why in done.stderr) == (1, True), done.stderr
+    finally:
+        holder.kill()
+        holder.communicate()
+        assert daemon.stop() == 0
+
+
+def test_a_process_is_inspected_over_the_bus(directory: Path) -> None:
+    daemon = Running(directory)
+    try:
+        done = daemon.call("InspectProcess", "ua{sv}", str(os.getpid()), "0")
+        assert done.returncode == 0, done.stderr
+        process, usages = json.loads(done.stdout)["data"]
+        assert (process["Pid"]["data"], process["Uid"]["data"]) == (os.getpid(), os.getuid())
+        files = next(usage for usage in usages if usage["Limit"]["data"] == "RLIMIT_NOFILE")
+        assert files["Of"]["data"] > files["Used"]["data"] > 2
+        for arguments, why in ((["4194000", "0"], "there is no process"), ([str(os.getpid()), "1", "x", "s", "y"], "is not known")):
+            refused = daemon.call("InspectProcess", "ua{sv}", *arguments)
+            assert (refused.returncode, why in refused.stderr) == (1, True), refused.stderr
     finally:
         assert daemon.stop() == 0

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
+from triaged.bus.codec import View, finding_properties
+from triaged.bus.seam import plain
 from triaged.engine import Engine
 from triaged.model.cgroup import CgroupId
 from triaged.model.facts import CgroupLimit, HeadroomFacts, ParameterFacts, PidsFacts, PlacementFacts, SubjectGone
@@ -16,6 +20,8 @@ from triaged.model.requirement import Operator, ParameterRequirement, PlacementR
 from triaged.model.subject import CgroupSubject, HostSubject, ProcessSubject
 from triaged.model.usage import Usage
 from triaged.model.verdict import Fine, Kind, Problem, Severity, Undecided, Verdict
+from triaged.publish.alerts import finding_fields
+from triaged.publish.journal import encode_entry
 from triaged.rules import RULES
 from triaged.rules.rule import Rule, rule
 from triaged.store import Store
@@ -171,3 +177,24 @@ def test_a_hit_expires_when_it_is_not_seen_again(store: Store, clock: Clock) -> 
 def test_rules_give_the_verdicts_that_the_engine_knows() -> None:
     assert {Problem, Fine, Undecided} == set(Verdict.__args__)  # type: ignore[attr-defined]
     assert CgroupSubject(CgroupId("/a")).key == "cgroup:/a"
+
+
+def test_a_cgroup_path_of_4000_odd_bytes_comes_whole_through_state_journal_and_bus(tmp_path: Path) -> None:
+    name = "/x\x1b[2J\n\udcff" + "y" * 3_000 + "/é" * 480 + "/run.scope"
+    assert len(os.fsencode(name)) >= 4_000 - 20
+    limit = replace(FULL, cgroup=CgroupId(name), unit="run.scope")
+    store = Store(str(tmp_path))
+    store.load()
+    Engine(RULES, store).take(replace(REFUSED, cgroup=limit.cgroup, owner=limit, ancestry=(limit,)))
+    store.flush()
+    again = Store(str(tmp_path))
+    assert again.load() == []
+    (finding,) = again.findings()
+    assert finding.subject_key == f"cgroup:{name}"
+    fields = finding_fields(finding)
+    assert b"\x1b" not in encode_entry({"MESSAGE": finding.summary, **fields})
+    assert fields["TRIAGED_SUBJECT"] == f"/x\\x1b[2J\\x0a\\xff{name[8:]}"
+    on_the_bus = plain(finding_properties(finding, "", View.FULL))
+    assert on_the_bus["Subject"]["cgroup"] == fields["TRIAGED_SUBJECT"]
+    assert "\x1b" not in str(on_the_bus)
+    assert len(on_the_bus["Summary"]) < 1000

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import pytest
 import triaged
 
 PACKAGE = Path(triaged.__file__).parent
-TOP = frozenset({"__main__", "assembly", "daemon", "run", "cli", "explain", "helper", "inspect"})
+TOP = frozenset({"__main__", "assembly", "daemon", "run", "cli", "explain", "helper", "inspect", "verdict"})
 ANYTHING = frozenset({"*"})
 
 # Part -> the parts of ours that it may import, besides itself and errors.
@@ -34,6 +37,9 @@ ALLOWED = {
     "fixers": frozenset({"kernel", "model"}),
     "bus": frozenset({"model", "rules", "store", "changes", "fixers", "engine", "data", "sources"}),  # sources: their status
     "check": frozenset({"kernel", "model", "policy"}),
+    "workload_needs": frozenset({"data", "toml_document", "seccomp"}),
+    "filter_inspection": frozenset({"kernel", "model", "seccomp", "sources", "workload_needs"}),
+    "output": frozenset({"model"}),
     "inspection": frozenset({"kernel", "model"}),
     "tasks": frozenset({"sources", "model"}),
     **{part: ANYTHING for part in TOP},
@@ -94,3 +100,13 @@ def test_the_check_sees_a_wrong_import(tmp_path: Path, monkeypatch: pytest.Monke
     assert _imports(wrong) == {"triaged.kernel.files", "triaged.store", "os"}
     with pytest.raises(AssertionError, match="model may not import"):
         test_a_module_imports_only_what_the_table_allows(wrong)
+
+
+def test_the_helper_starts_without_what_only_the_daemon_needs() -> None:
+    """The bus waits 25 s for it; sources and rules were half of its start."""
+    program = "import sys, triaged.helper; print(*sorted(name for name in sys.modules if name.startswith('triaged.')))"
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    loaded = set(done.stdout.split())
+    assert "triaged.fixers.local" in loaded
+    assert not {name for name in loaded if name.startswith(("triaged.sources", "triaged.rules", "triaged.cli", "triaged.seccomp"))}

@@ -101,6 +101,10 @@ def test_an_entry_is_read_with_all_its_fields(paths: ConfigPaths) -> None:
         ('"because"', '""', 7, "'why' is empty: a wish without a reason helps nobody", ""),
         ('"because"', "3", 7, "'why' must be a string, not an integer", ""),
         ("[[parameter]]", "[[paramter]]", 3, "unknown key 'paramter'", "did you mean 'parameter'?"),
+        ("key =", "kye =", 4, "unknown key 'kye'", "did you mean 'key'?"),
+        ("operator =", "operater =", 5, "unknown key 'operater'", "did you mean 'operator'?"),
+        ("value =", "values =", 6, "unknown key 'values'", "did you mean 'value'?"),
+        ("why =", "wy =", 7, "unknown key 'wy'", "did you mean 'why'?"),
         ("[[parameter]]", "[parameter]", 3, "'parameter' must be an array of tables ([[parameter]]), not a table", ""),
     ],
 )
@@ -123,6 +127,10 @@ def test_a_mistake_is_told_with_its_line_and_the_nearest_name(
         ('title = "T"\n[[placement]]\nworkloads = ["a"]\nwhy = "w"\nforbidden-slices = "x"', 5, "must be an array of strings"),
         ('title = "T"\n[[placement]]\nworkloads = ["a"]\nwhy = "w"\nforbidden-slices = ["x",\n 1]', 6, "must hold strings"),
         (ENTRY, 1, "'title' is missing"),
+        ('tilte = "T"\n' + ENTRY, 1, "unknown key 'tilte'"),
+        ('title = "T"\n[[limit]]\nresorce = "NOFILE"\nat-least = 1\nwhy = "w"\nworkloads = ["a"]', 3, "unknown key 'resorce'"),
+        ('title = "T"\n[[limit]]\nresource = "NOFILE"\natleast = 1\nwhy = "w"\nworkloads = ["a"]', 4, "unknown key 'atleast'"),
+        ('title = "T"\n[[placement]]\nworkload = ["a"]\nwhy = "w"\nforbidden-slices = ["x"]', 3, "unknown key 'workload'"),
         ('title = "T"\n' + ENTRY + ENTRY, 10, "the first is in line 3"),
         ('title = "T"\nx = [', 2, "not valid TOML"),
         ('title = "T"\nx = 1\nx = 2\n', 3, "not valid TOML"),
@@ -333,6 +341,7 @@ def test_a_shipped_pack_is_complete(name: str) -> None:
         assert all(re.match(r"^(https://|man:[a-z_0-9.-]+\(\d\))", reference) for reference in each.references), each.origin
         assert set(each.workloads) <= workloads, each.origin
     for parameter in policy.parameters:
+        assert len(parameter.weakens) > 20, parameter.origin
         if name == "hardened":
             assert parameter.weakens.startswith("breaks "), parameter.origin
 

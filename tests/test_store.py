@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triaged.changes import Change, Subscription, What
-from triaged.finding_files import finding_as_dict, finding_from_dict
+from triaged.finding_files import MAX_FILE_BYTES, finding_as_dict, finding_from_dict
 from triaged.model.cgroup import CgroupId
 from triaged.model.finding import Finding, State
 from triaged.model.fix import (
@@ -386,6 +386,35 @@ async def test_repetitions_are_saved_at_most_once_a_second_and_the_last_count_at
     assert files(tmp_path)[name]["count"] == 300
 
 
+async def test_who_asks_to_look_again_finds_what_was_seen(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.load()
+    async with running(store):
+        await asyncio.sleep(0)  # it runs
+        for number in range(5):  # all within the second for which repetitions wait
+            name = store.report(RISK, problem(summary=f"it is {number}"))
+            await store.catch_up()
+            found = store.find(name)
+            assert found is not None
+            assert found.summary == f"it is {number}"
+        assert files(tmp_path)[name]["summary"] == "it is 4"
+
+
+async def test_a_disk_that_takes_nothing_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(finding: Finding) -> None:
+        raise OSError(28, "no space left on device")
+
+    monkeypatch.setattr("triaged.store._CATCH_UP_S", 0.1)
+    store = Store(str(tmp_path))
+    store.load()
+    monkeypatch.setattr(store._files, "write", full)
+    async with running(store):
+        await asyncio.sleep(0)
+        name = store.report(RISK, problem())
+        await asyncio.wait_for(store.catch_up(), 5)
+        assert store.find(name) is not None  # in memory, and said to be there only
+
+
 async def test_an_idle_store_does_not_wake_and_has_no_thread(tmp_path: Path) -> None:
     import threading
 
@@ -685,6 +714,22 @@ def test_a_broken_counter_file_is_put_aside(tmp_path: Path) -> None:
     (complaint,) = store.load()
     assert "counters.json: broken" in str(complaint)
     assert (tmp_path / "counters.json.broken").exists()
+
+
+@pytest.mark.parametrize("path", ["/x" * 2000, "/\udcff\n" + "é" * 1500, '/"\\' * 1000], ids=["long", "not ASCII", "escaped"])
+def test_the_counters_file_never_gets_too_large_to_be_read(tmp_path: Path, path: str) -> None:
+    store = Store(str(tmp_path), boot="b")
+    store.load()
+    for number in range(1000):
+        store.set_counter(f"{path}{number}", 1 << 60)
+    store.flush()
+    assert (tmp_path / "counters.json").stat().st_size <= MAX_FILE_BYTES
+    again = Store(str(tmp_path), boot="b")
+    assert again.load() == []
+    assert again.counter(f"{path}999") == 1 << 60
+    for number in range(1000):
+        again.forget_counter(f"{path}{number}")
+    assert (again.counters(), again._counters_bytes) == ({}, 0)
 
 
 async def test_counters_are_saved_after_the_findings_that_they_led_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,29 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from triaged.model.facts import Fact, SubjectGone
 from triaged.sources.source import Source, SourceState
-from triaged.tasks import LAST_RETRY_S, TaskGroup, keep_watching
+from triaged.tasks import LAST_RETRY_S, FleetingThreads, TaskGroup, keep_watching
 
 
 async def forever() -> None:
     await asyncio.Event().wait()
+
+
+async def test_a_thread_ends_with_its_work() -> None:
+    asyncio.get_running_loop().set_default_executor(FleetingThreads())
+    before = set(threading.enumerate())
+    assert await asyncio.gather(*(asyncio.to_thread(threading.get_ident) for _ in range(8)))
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.to_thread(lambda: 1 // 0)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+    assert set(threading.enumerate()) <= before
 
 
 async def test_an_error_in_one_task_cancels_the_others_and_is_raised() -> None:

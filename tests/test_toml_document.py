@@ -262,9 +262,13 @@ def test_bounds_are_held() -> None:
 
 
 def test_an_unknown_key_is_told_with_the_nearest_one() -> None:
-    read = table("policys = []\n", "x = 1")
-    read.strings("policies", ())
-    read.string("log-level", "info")
     with pytest.raises(ConfigError) as caught:
-        read.finish()
-    assert caught.value.shown() == "0.toml:1: unknown key 'policys'; did you mean 'policies'?"
+        table("policies = []\n", "\npolicys = []").expect("policies", "log-level")
+    assert caught.value.shown() == "1.toml:2: unknown key 'policys'; did you mean 'policies'?"
+
+
+def test_a_key_that_is_expected_or_absent_is_no_complaint() -> None:
+    read = table("policies = []", "log-level = 'info'").expect("policies", "log-level", "findings")
+    assert read.strings("policies") == ()
+    with pytest.raises(ConfigError, match="'findings' is missing"):
+        read.string("findings")

@@ -2,8 +2,11 @@
 """Where the buses are, and the private one."""
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,22 @@ async def test_a_private_bus_serves_and_leaves_nothing_behind(tmp_path: Path) ->
         await connection.close()
     assert os.listdir(directory) == []
     assert not await can_own_name(bus.address)
+
+
+async def test_a_bus_that_complains_much_is_not_held_up(tmp_path: Path) -> None:
+    async with PrivateBus(str(tmp_path)) as bus:
+        assert bus._process is not None
+        descriptor = os.open(f"/proc/{bus._process.pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            left = 1 << 20
+            until = time.monotonic() + 10
+            while left > 0:
+                assert time.monotonic() < until, f"nobody reads the last {left} bytes"
+                with contextlib.suppress(BlockingIOError):
+                    left -= os.write(descriptor, b"x" * 4096)
+                await asyncio.sleep(0)
+        finally:
+            os.close(descriptor)
 
 
 @needs_daemon

@@ -121,7 +121,8 @@ def _machine() -> Iterator[Machine]:
         for package in ("triaged", "dbus_next", "tomli"):
             _copy_package(package, directory / "lib")
         (found.data / "policies").mkdir(parents=True)
-        shutil.copytree(ROOT / "config" / "workloads.d", found.data / "workloads.d")
+        for name in ("workloads.d", "seccomp"):
+            shutil.copytree(ROOT / "config" / name, found.data / name)
         shutil.copy(ROOT / "dbus" / "org.triaged.Triage1.xml", found.data)
         found.write_policy()
         found.environment = {

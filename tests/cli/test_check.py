@@ -126,3 +126,14 @@ def test_network_parameters_are_those_of_the_process_that_is_named(data: Path) -
         assert done.returncode == 0, done.stdout + done.stderr
     finally:
         process.communicate()
+
+
+@pytest.mark.parametrize(("word", "says"), [
+    ("0", "'0' is not the number of a process"), ("-5", "is not the number of a process"), ("x", "'x' is not the number of"),
+    ("4194000", "/proc/4194000: there is no such process"),
+])  # fmt: skip
+def test_what_is_no_process_is_said_to_be_none(data: Path, word: str, says: str) -> None:
+    done = triagectl(data, f"--pid={word}")
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert done.stdout == ""

@@ -158,6 +158,13 @@ def test_a_full_disk_is_an_error(machine: Any) -> None:
     assert answer.stderr == "triagectl: cannot write the output: no space left on device\n"
 
 
+def test_a_closed_standard_output_is_an_error(machine: Any) -> None:
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *machine.argv("rules")]
+    answer = subprocess.run(command, stderr=subprocess.PIPE, env=machine.environment, cwd="/", check=False, text=True)
+    assert answer.returncode == 2
+    assert answer.stderr == "triagectl: cannot write the output: standard output is closed\n"
+
+
 def test_a_terminal_without_utf8_gets_escapes(machine: Any) -> None:
     environment = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
     answer = machine.triagectl("rules", environment=environment)

@@ -118,6 +118,9 @@ def test_a_value_that_somebody_else_changed_is_left_alone(namespace: Namespace) 
     done = namespace.triagectl("fix", namespace.finding, "--yes")
     assert done.returncode == 1
     assert "200" in done.stderr
+    asked = namespace.triagectl("fix", namespace.finding)
+    assert (asked.returncode, "it cannot be applied now" in asked.stderr, "apply it?" in asked.stderr) == (1, True, False)
+    assert "has no such fix" in namespace.triagectl("fix", namespace.finding, "other").stderr
     assert namespace.value() == "200"
 
 

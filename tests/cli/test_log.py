@@ -22,8 +22,8 @@ def test_every_writer_that_is_believed_is_asked_for_the_unit() -> None:
     matches = " ".join(argv[argv.index("_SYSTEMD_UNIT=triaged.service"):]).split(" + ")
     by_hand = "SYSLOG_IDENTIFIER=triaged"
     writers = ["_SYSTEMD_UNIT=triaged.service", "_SYSTEMD_UNIT=triaged-helper.service", by_hand, by_hand]
-    assert [match.split()[0] for match in matches] == writers
-    assert all("OBJECT_SYSTEMD_UNIT=app.service" in match for match in matches)
+    units = ["OBJECT_SYSTEMD_UNIT=app.service", "OBJECT_SYSTEMD_USER_UNIT=app.service"]
+    assert [(match.split()[0], match.split()[-1]) for match in matches] == [(writer, unit) for writer in writers for unit in units]
 
 
 def test_an_identifier_alone_is_never_believed() -> None:
@@ -112,6 +112,12 @@ def test_the_entries_of_a_unit_are_found_and_others_are_not(machine: Any, write_
     assert "error     13 forks refused at 64 tasks" in answer.stdout
     assert "cgroup.pids.limit-hit-c4078caa" in answer.stdout
     assert "about another" not in answer.stdout
+
+
+def test_the_entries_of_a_unit_of_a_user_s_own_systemd_are_found(machine: Any, write_journal: Any) -> None:
+    entry = {name: value for name, value in OPENED.items() if name != "OBJECT_SYSTEMD_UNIT"}
+    journal = write_journal({**entry, "OBJECT_SYSTEMD_USER_UNIT": UNIT})
+    assert "13 forks refused" in machine.triagectl("log", UNIT, "--directory", str(journal)).stdout
 
 
 def test_what_another_user_wrote_in_the_daemon_s_name_is_not_shown(machine: Any, write_journal: Any) -> None:

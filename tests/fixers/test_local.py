@@ -226,18 +226,23 @@ async def test_a_fixer_that_dies_puts_back(fixer: LocalFixer, tree: Path, probin
     assert not drop_in(tree).exists()
 
 
-async def test_two_callers_at_once_are_served_one_and_refused_one(tree: Path) -> None:
-    under_way, release = asyncio.Event(), asyncio.Event()
+class SlowProbe:
+    """A probe that lasts until it is released."""
 
-    async def slow(probe: object) -> Managed:
-        under_way.set()
-        await release.wait()
+    def __init__(self) -> None:
+        self.under_way, self.release = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, probe: object) -> Managed:
+        self.under_way.set()
+        await self.release.wait()
         return Managed("done")
 
-    paths = KernelPaths.below(str(tree))
+
+async def test_two_callers_at_once_are_served_one_and_refused_one(tree: Path) -> None:
+    slow, paths = SlowProbe(), KernelPaths.below(str(tree))
     fixer = LocalFixer([ParameterFixer(paths)], Records(str(tree / "state")), paths, settle_s=0, probe=slow)
     first = asyncio.create_task(fixer.apply("f", FIX, CALLER))
-    await under_way.wait()
+    await slow.under_way.wait()
     with pytest.raises(FixBusy):
         await fixer.apply("f", SetParameter("vm.max_map_count", "262144"), CALLER)
     with pytest.raises(FixBusy):
@@ -245,27 +250,20 @@ async def test_two_callers_at_once_are_served_one_and_refused_one(tree: Path) ->
     other_process = LocalFixer([ParameterFixer(paths)], Records(str(tree / "state")), paths)
     with pytest.raises(FixBusy, match="another process"):
         await other_process.apply("f", SetParameter("vm.max_map_count", "262144"), CALLER)
-    release.set()
+    slow.release.set()
     assert (await first).state is RecordState.VERIFIED
     assert read(tree, "vm.max_map_count") == "65530"
 
 
 async def test_a_caller_that_gives_up_does_not_leave_a_change_half_made(tree: Path) -> None:
-    under_way, release = asyncio.Event(), asyncio.Event()
-
-    async def slow(probe: object) -> Managed:
-        under_way.set()
-        await release.wait()
-        return Managed("done")
-
-    paths = KernelPaths.below(str(tree))
+    slow, paths = SlowProbe(), KernelPaths.below(str(tree))
     fixer = LocalFixer([ParameterFixer(paths)], Records(str(tree / "state")), paths, settle_s=0, probe=slow)
     call = asyncio.create_task(fixer.apply("f", FIX, CALLER))
-    await under_way.wait()
+    await slow.under_way.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    release.set()
+    slow.release.set()
     await fixer.close()
     assert [outcome.state for outcome in await fixer.outcomes()] == [RecordState.VERIFIED]
 

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -43,7 +43,8 @@ os.wait()
 class Cgroups:
     """Stands for systemd: units are directories below a slice's.
 
-    As systemd does, it refuses a call that names a process that ended. `is_refusing`: it moves nothing.
+    As systemd does, it refuses a call that names a process that ended, and to attach to what it did not make a scope of ours.
+    `is_refusing`: it moves nothing; `attaches` at most so many.
     """
 
     def __init__(self, top: Path) -> None:
@@ -51,14 +52,19 @@ class Cgroups:
         self.units: dict[str, Path] = {}
         self.main_pid = 0
         self.is_refusing = False
+        self.attaches = 1000
+        self.limits: dict[str, dict[str, int]] = {}
 
     async def read_property(self, unit: str, name: str) -> str | int | bool | list[str]:
         if name == "MainPID":
             return self.main_pid
+        if name != "ActiveState":
+            return self.limits.get(unit, {}).get(name, (1 << 64) - 1)
         directory = self.units.get(unit)
         return "active" if directory is not None and directory.exists() else "inactive"
 
-    async def start_scope(self, name: str, slice_name: str, pids: Sequence[int]) -> None:
+    async def start_scope(self, name: str, slice_name: str, pids: Sequence[int], limits: Mapping[str, int]) -> None:
+        self.limits[name] = dict(limits)
         directory = self.top / slice_name / name
         directory.mkdir(parents=True)
         self.units[name] = directory
@@ -66,7 +72,10 @@ class Cgroups:
             self._put(directory, pids)
 
     async def attach(self, unit: str, pids: Sequence[int]) -> None:
-        if not self.is_refusing:
+        if not unit.startswith("triaged-moved-"):
+            raise BusError("", "Process migration not available on non-delegated units.")
+        self.attaches -= 1
+        if not self.is_refusing and self.attaches >= 0:
             self._put(self.units[unit], pids)
 
     def _put(self, directory: Path, pids: Sequence[int]) -> None:
@@ -106,7 +115,7 @@ def cgroups() -> Iterator[Cgroups]:
 @pytest.fixture
 def tree(cgroups: Cgroups) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A parent and its child in old.scope of default.slice."""
-    asyncio.run(cgroups.start_scope("old.scope", "default.slice", []))
+    asyncio.run(cgroups.start_scope("old.scope", "default.slice", [], {"TasksMax": 40}))
     directory = cgroups.units["old.scope"]
     parent = subprocess.Popen(
         [sys.executable, "-c", _TREE], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -131,6 +140,10 @@ def move(pid: int, to: str = "ci.slice") -> MoveProcesses:
     return MoveProcesses(pid, who.start_ticks, to, seen=who.cgroup)
 
 
+def tree_of(tree: tuple[subprocess.Popen[bytes], int]) -> list[int]:
+    return [tree[0].pid, tree[1]]
+
+
 def places(pids: Sequence[int]) -> set[str]:
     return {read_process(PATHS, pid).cgroup.split("/", 2)[2] for pid in pids}
 
@@ -148,9 +161,11 @@ def test_the_whole_tree_is_moved_and_put_back(
     assert applied.state is RecordState.APPLIED
     assert places([parent.pid, child]) == {f"ci.slice/{fix.scope}"}
     assert not cgroups.units["old.scope"].exists()
+    del cgroups.limits["old.scope"]
     undone = asyncio.run(fixer.undo("f", fix.key, ROOT))
     assert undone.state is RecordState.UNDONE
     assert places([parent.pid, child]) == {"default.slice/old.scope"}
+    assert cgroups.limits == {fix.scope: {}, "old.scope": {"TasksMax": 40}}
 
 
 def test_a_process_that_ends_meanwhile_harms_nothing(
@@ -200,6 +215,33 @@ def test_a_move_that_does_nothing_is_shown_as_failed(
     assert places([tree[0].pid]) == {"default.slice/old.scope"}
 
 
+def test_a_move_that_stops_halfway_is_taken_back(
+    fixer: LocalFixer, tree: tuple[subprocess.Popen[bytes], int], cgroups: Cgroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triaged.fixers.moves._ROUNDS", 3)
+    cgroups.attaches = 0
+    with pytest.raises(FixFailed, match=r"stay outside.*everything is as before"):
+        asyncio.run(fixer.apply("f", move(tree[0].pid), ROOT))
+    assert places(tree_of(tree)) == {"default.slice/old.scope"}
+
+
+def test_a_move_that_was_interrupted_halfway_is_taken_back_by_the_next(
+    fixer: LocalFixer, tree: tuple[subprocess.Popen[bytes], int], cgroups: Cgroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def killed(part: TreePlace, unit: str) -> None:
+        raise asyncio.CancelledError  # which nothing catches: as if the process ended here
+
+    fix = move(tree[0].pid)
+    with monkeypatch.context() as patched:
+        patched.setattr(TreePlace, "_gather", killed)
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(fixer.apply("f", fix, ROOT))
+    assert len(places(tree_of(tree))) == 2
+    (outcome,) = asyncio.run(fixer.recover())
+    assert (outcome.state, outcome.message) == (RecordState.FAILED, "interrupted halfway; put back")
+    assert places(tree_of(tree)) == {"default.slice/old.scope"}
+
+
 def test_another_process_of_the_same_number_is_not_moved(
     fixer: LocalFixer, tree: tuple[subprocess.Popen[bytes], int]
 ) -> None:
@@ -220,7 +262,7 @@ def test_a_process_in_no_scope_or_service_is_not_moved_for_it_could_not_be_put_b
 def test_the_main_process_of_a_service_stays(
     fixer: LocalFixer, tree: tuple[subprocess.Popen[bytes], int], cgroups: Cgroups
 ) -> None:
-    asyncio.run(cgroups.start_scope("tests.service", "default.slice", [tree[0].pid]))
+    asyncio.run(cgroups.start_scope("tests.service", "default.slice", [tree[0].pid], {}))
     cgroups.main_pid = tree[0].pid
     with pytest.raises(FixRefused, match="main process of"):
         asyncio.run(fixer.apply("f", move(tree[0].pid), ROOT))

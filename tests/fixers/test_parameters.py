@@ -13,9 +13,12 @@ from triaged.errors import FixRefused, KernelError
 from triaged.fixers.fixer import Probe, Unverifiable
 from triaged.fixers.parameters import PARAMETERS, KernelParameter, ParameterFixer, parse_value
 from triaged.kernel.paths import KernelPaths
+from triaged.model.facts import ParameterFacts
 from triaged.model.fix import SetParameter
 from triaged.model.requirement import Operator
+from triaged.model.verdict import Problem
 from triaged.policy import load_policies, policy_names
+from triaged.rules.parameters import below_policy
 
 
 @pytest.mark.parametrize("parameter", [
@@ -83,6 +86,21 @@ def test_what_the_shipped_policies_want_can_be_set_but_for_what_cannot_be_taken_
                         refused.add((wanted.key, value))
     assert seen > 50
     assert refused == {("kernel.unprivileged_bpf_disabled", "1")}
+
+
+def test_every_fix_that_a_shipped_policy_brings_is_on_the_closed_list() -> None:
+    paths, checked = config_paths({}), 0
+    for name in policy_names(paths):
+        for wanted in load_policies(paths, [name]).parameters:
+            numbers = ("-1", "0", "1", "2", "3", "4", "20", "9000000000", "|/x")
+            for running in ("40000 40009", "1 0") if PARAMETERS[wanted.key].numbers == 2 else numbers:
+                verdict = below_policy.judge(ParameterFacts(wanted.key, "", running, wanted))
+                if isinstance(verdict, Problem):
+                    for fix in verdict.fixes:
+                        if isinstance(fix, SetParameter):
+                            ParameterFixer(KernelPaths()).check(fix)
+                            checked += 1
+    assert checked > 400
 
 
 def test_every_parameter_of_the_list_that_this_kernel_has_is_a_file_of_numbers() -> None:

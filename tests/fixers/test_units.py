@@ -26,6 +26,7 @@ class Systemd:
         self.own = {"TasksMax": 20, "MemoryMax": INFINITY, "LimitNOFILE": 512}
         self.live: dict[str, int] = {}
         self.reloads = 0
+        self.is_read_only = False
 
     def drop_ins(self) -> list[Path]:
         found = [*self.tree.glob("etc/systemd/system.control/t.service.d/*.conf"),
@@ -50,10 +51,12 @@ class Systemd:
         return self.live.get(name, value)
 
     async def set_property(self, unit: str, name: str, signature: str, value: int | str | bool, *, runtime: bool) -> None:
+        self.live[name] = int(value)
+        if self.is_read_only:  # as the real one, which says nothing then
+            return
         directory = self.tree / ("run" if runtime else "etc") / f"systemd/system.control/{unit}.d"
         directory.mkdir(parents=True, exist_ok=True)
         (directory / f"50-{name}.conf").write_text(f"[Service]\n{name}={value}\n")
-        self.live[name] = int(value)
 
     async def reload(self) -> None:
         self.reloads += 1
@@ -91,6 +94,47 @@ async def test_a_drop_in_that_was_there_before_stays(units: LocalFixer, systemd:
     await units.apply("f", SetUnitProperty("t.service", "TasksMax", "100", seen="30"), CALLER)
     await units.undo("f", "", CALLER)
     assert [path.read_text() for path in systemd.drop_ins()] == ["[Service]\nTasksMax=30\n"]
+
+
+async def test_a_drop_in_that_was_there_before_gets_its_own_text_back(units: LocalFixer, systemd: Systemd) -> None:
+    text = "# by hand\n[Service]\nTasksMax=30\n"
+    await systemd.set_property("t.service", "TasksMax", "t", 30, runtime=False)
+    (path,) = systemd.drop_ins()
+    path.write_text(text)
+    path.chmod(0o644)
+    path.parent.chmod(0o755)
+    await units.apply("f", SetUnitProperty("t.service", "TasksMax", "100", True, seen="30"), CALLER)
+    assert path.read_text() != text
+    await units.undo("f", "", CALLER)
+    assert path.read_text() == text
+    assert systemd.reloads == 1
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+async def test_a_property_that_systemd_could_not_write_down_is_taken_back(
+    units: LocalFixer, systemd: Systemd, lasting: bool
+) -> None:
+    systemd.is_read_only = True
+    with pytest.raises(FixFailed, match=r"systemd could not write .*50-TasksMax\.conf.*everything is as before"):
+        await units.apply("f", SetUnitProperty("t.service", "TasksMax", "100", lasting, seen="20"), CALLER)
+    assert await systemd.read_property("t.service", "TasksMax") == 20
+
+
+async def test_a_drop_in_that_wins_is_named_and_nothing_lasting_is_promised(units: LocalFixer, systemd: Systemd) -> None:
+    override = systemd.tree / "etc/systemd/system/t.service.d/override.conf"
+    override.parent.mkdir()
+    override.write_text("[Service]\nTasksMax=30\n")
+    with pytest.raises(FixRefused, match=r"override\.conf sets it and wins"):
+        await units.apply("f", SetUnitProperty("t.service", "TasksMax", "100", True, seen="30"), CALLER)
+    fix = SetUnitProperty("t.service", "TasksMax", "100", seen="30")
+    preview = await units.preview(fix)
+    assert preview.notes == (f"holds until systemd reads its files again: then {override} wins",)
+    assert preview.files == (str(systemd.tree / "run/systemd/system.control/t.service.d/50-TasksMax.conf"),)
+    await units.apply("f", fix, CALLER)
+    await systemd.reload()  # somebody's: the override wins, and the drop-in that systemd wrote still lies there
+    assert await systemd.read_property("t.service", "TasksMax") == 30
+    assert (await units.undo("f", "", CALLER)).state is RecordState.UNDONE
+    assert systemd.drop_ins() == [override]
 
 
 async def test_what_somebody_else_has_set_since_is_left_alone(units: LocalFixer, systemd: Systemd) -> None:

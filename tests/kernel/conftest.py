@@ -11,8 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from triaged.errors import KernelError
+from triaged.kernel.cgroup_layout import CgroupLayout, Hierarchy, read_layout
 from triaged.kernel.paths import KernelPaths
 from triaged.model.process import ProcessIdentity
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from own_cgroups import remove
 
 # Runs in a child: sets its comm, waits for a line on stdin, installs a seccomp filter that answers one call, makes it.
 _CHILD = """
@@ -101,6 +107,7 @@ def made_up_proc(tmp_path: Path) -> Callable[..., KernelPaths]:
         after = f" S {ppid} 1 1 0 -1 {flags} " + " ".join(["0"] * 12) + f" {start_ticks} 0 0\n"
         (directory / "stat").write_bytes(b"%d (" % pid + comm + b")" + after.encode())
         (directory / "status").write_bytes(b"Name:\t" + comm + b"\nUmask:\t0022\nUid:\t%d\t0\t0\t0\n" % uid)
+        (directory / "comm").write_bytes(comm + b"\n")
         (directory / "cmdline").write_bytes(argv)
         (directory / "cgroup").write_bytes(cgroup)
         (directory / "environ").write_bytes(environment)
@@ -117,3 +124,53 @@ def made_up_proc(tmp_path: Path) -> Callable[..., KernelPaths]:
 def someone() -> ProcessIdentity:
     """Any process."""
     return ProcessIdentity(pid=7, start_ticks=70, comm="someone", exe="/bin/someone", cgroups={"": "/a.slice"})
+
+
+@pytest.fixture(scope="session")
+def layout() -> CgroupLayout:
+    """How cgroups are mounted here."""
+    try:
+        return read_layout(KernelPaths())
+    except KernelError as error:
+        pytest.skip(f"no cgroups here: {error}")
+
+
+@pytest.fixture
+def own_cgroup(layout: CgroupLayout) -> Iterator[Callable[[str, str], tuple[Hierarchy, str, Path]]]:
+    """Makes a cgroup of the test's own in a controller's hierarchy; gives the hierarchy, its path and its directory."""
+    made: list[Path] = []
+
+    def make(controller: str, name: str) -> tuple[Hierarchy, str, Path]:
+        hierarchy = layout.holding(controller)
+        if hierarchy is None:
+            pytest.skip(f"no hierarchy here has the {controller} controller")
+        path = f"/triaged-test-{os.getpid()}-{name}"
+        directory = Path(hierarchy.directory(path))
+        try:
+            directory.mkdir()
+        except PermissionError:
+            pytest.skip("making cgroups needs root")
+        made.append(directory)
+        return hierarchy, path, directory
+
+    yield make
+    for directory in reversed(made):
+        remove(directory)
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[[list[str]], subprocess.Popen[str]]]:
+    """Starts a command and waits for its line "ready"."""
+    children: list[subprocess.Popen[str]] = []
+
+    def start(command: list[str]) -> subprocess.Popen[str]:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        children.append(child)
+        assert child.stdout
+        assert child.stdout.readline() == "ready\n"
+        return child
+
+    yield start
+    for child in children:
+        child.kill()
+        child.communicate()

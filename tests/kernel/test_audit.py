@@ -2,6 +2,7 @@
 """Seccomp audit records: texts as kernels write them, and this kernel's own."""
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -9,7 +10,9 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -119,6 +122,38 @@ def test_records_that_differ_only_in_pid_and_time_are_added_up() -> None:
     assert sum(groups[0].pids.values()) + groups[0].others == 101
     assert len(groups[0].pids) == 16
     assert tally.records == 102
+
+
+_LABELS = st.sampled_from([b"", b" subj=unconfined", b" subj=docker-default (enforce) pid=1 ip=0x1 code=0x0", b" subj=a): b"])
+
+
+@given(
+    st.lists(st.tuples(
+        _LABELS, st.integers(0, 5), st.sampled_from([b'"a"', b'"b.test"', b"612062", b"(null)"]), st.sampled_from([31, 0]),
+        st.sampled_from([b"", b" new=1", b" pid=7"]), st.sampled_from([b"0x50000", b"0x80000000", b"0x7ffc0000", b"0x123456789"]),
+    ), max_size=30),
+)
+def test_the_short_way_counts_exactly_what_the_long_way_reads(rows: list[tuple[bytes, int, bytes, int, bytes, bytes]]) -> None:
+    payloads = [
+        b"audit(17953636%02d.829:2): auid=1 uid=1000 gid=1000 ses=1%s pid=%d comm=%s exe=%s sig=%d arch=c000003e syscall=39 "
+        b"compat=0 ip=0x7f8c21b1f8%02d code=%s%s" % (number, label, pid, comm, comm, signal, number, code, more)
+        for number, (label, pid, comm, signal, more, code) in enumerate(rows)
+    ]
+    wanted: Counter[tuple[object, ...]] = Counter()
+    for payload in payloads:
+        with contextlib.suppress(Malformed):
+            # A word before it keeps the pattern for the usual form from matching.
+            record = parse_seccomp_record(b"x=1 " + payload)
+            assert replace(parse_seccomp_record(payload), text="") == replace(record, text="")
+            wanted[(record.uid, record.comm, record.exe, record.signal, record.code, record.pid)] += 1
+    tally, groups = tallied(*payloads)
+    found: Counter[tuple[object, ...]] = Counter()
+    for group in groups:
+        assert group.records == sum(group.pids.values())
+        for pid, records in group.pids.items():
+            found[(group.first.uid, group.first.comm, group.first.exe, group.first.signal, group.first.code, pid)] += records
+    assert found == wanted
+    assert (tally.records, tally.malformed) == (wanted.total(), len(rows) - wanted.total())
 
 
 def test_a_storm_of_ever_new_programs_takes_bounded_room() -> None:

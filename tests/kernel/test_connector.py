@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from triaged.errors import InterfaceMissing, KernelError, NotPermitted
-from triaged.kernel.connector import Exit, ProcessConnector
+from triaged.kernel.connector import Exit, Failed, ProcessConnector
 from triaged.kernel.paths import KernelPaths
 
 EXEC, EXIT, NONE = 0x2, 0x80000000, 0
@@ -97,9 +97,11 @@ def test_a_batch_is_bounded(fed: tuple[socket.socket, ProcessConnector]) -> None
 
 
 def test_an_execution_and_a_kill_of_this_kernel_are_seen(live: ProcessConnector) -> None:
-    child = subprocess.Popen(["/bin/sleep", "60"])
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
+    # Killed before it says something it may be in the midst of execve() still, which is then none.
+    with subprocess.Popen(["/bin/sh", "-c", "echo up; read line"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up\n"
+        child.kill()
     executed, killed = gathered(live, lambda executed, killed: any(event.pid == child.pid for event in killed))
     assert child.pid in executed
     event = next(event for event in killed if event.pid == child.pid)
@@ -116,6 +118,29 @@ def test_threads_and_ordinary_exits_do_not_wake_anybody(live: ProcessConnector) 
     executed, killed = gathered(live, lambda executed, killed: marker.pid in executed)
     assert executed.count(noisy.pid) == 1
     assert noisy.pid not in [event.pid for event in killed]
+
+
+def test_failures_are_told_while_somebody_wants_to_know(live: ProcessConnector) -> None:
+    def run(code: int) -> int:
+        child = subprocess.Popen(["sh", "-c", f"exit {code}"])
+        child.wait()
+        marker = subprocess.Popen(["/bin/true"])
+        marker.wait()
+        failed: list[Failed] = []
+        executed: list[int] = []
+        deadline = time.monotonic() + 10
+        while marker.pid not in executed and time.monotonic() < deadline:
+            batch = live.drain()
+            executed += batch.executed
+            failed += batch.failed
+            time.sleep(0.01)
+        assert marker.pid in executed
+        return sum(event == Failed(child.pid, code << 8, os.getpid()) for event in failed)
+
+    live.let_failures_through(True)
+    assert (run(3), run(0)) == (1, 0)
+    live.let_failures_through(False)
+    assert run(3) == 0
 
 
 def test_a_killed_process_of_many_threads_is_one_event(live: ProcessConnector) -> None:

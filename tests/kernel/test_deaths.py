@@ -92,9 +92,27 @@ def test_a_timeout_that_kills_is_named(start: Callable[..., subprocess.Popen[byt
     pid = int(Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()[0])
     who, witness = read_process(PATHS, pid), Witness(PATHS, ProcessTable(PATHS, []))
     witness.begin(who)
-    evidence, _ = verdict_on(witness, pid, who, lambda: parent.wait() and None)
+    evidence, verdict = verdict_on(witness, pid, who, lambda: parent.wait() and None)
     assert evidence.relatives[0].pid == parent.pid
     assert evidence.relatives[0].is_killing_timeout
+    assert evidence.relatives[0].age_s == pytest.approx(3.5, abs=0.8)
+    if evidence.is_oom_ruled_out:
+        assert isinstance(verdict, Problem)
+        assert f"by pid {parent.pid} `timeout`, whose 3 s were over" in verdict.summary
+
+
+def test_a_timeout_whose_time_was_not_over_is_ruled_out(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    parent = start(_WAITS, "timeout", "-s", "KILL", "60")
+    pid = int(Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()[0])
+    who, witness = read_process(PATHS, pid), Witness(PATHS, ProcessTable(PATHS, []))
+    witness.begin(who)
+    os.kill(pid, signal.SIGKILL)
+    evidence, verdict = verdict_on(witness, pid, who, lambda: parent.wait() and None)
+    if not evidence.is_oom_ruled_out:
+        pytest.skip("something else on this machine was killed for lack of memory at this moment")
+    assert isinstance(verdict, Problem)
+    assert "`timeout`" not in verdict.summary
+    assert {item.name: str(item.value) for item in verdict.evidence}["time of ancestor 1"].endswith("ruled out, not over yet")
 
 
 def test_an_oom_kill_is_never_called_something_else(start: Callable[..., subprocess.Popen[bytes]]) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from triaged.errors import Gone, KernelError, Malformed
+from triaged.errors import Exhausted, Gone, KernelError, Malformed
 from triaged.kernel.cgroup_layout import read_layout
-from triaged.kernel.inotify import IN_CREATE, IN_DELETE, IN_ISDIR, IN_MODIFY, Inotify, InotifyEvent, parse_events
+from triaged.kernel.inotify import IN_CREATE, IN_DELETE, IN_ISDIR, IN_MODIFY, Inotify, InotifyEvent, parse_events, read_watch_limit
 from triaged.kernel.paths import KernelPaths
+from triaged.model.limit import Unknown
 
 MASK = IN_MODIFY | IN_CREATE | IN_DELETE
 
@@ -112,3 +113,24 @@ def test_a_removed_cgroup_is_told_at_its_parent_only(inotify: Inotify, own_cgrou
     assert inotify.read() == [
         InotifyEvent(parent, IN_CREATE | IN_ISDIR, "child"), InotifyEvent(parent, IN_DELETE | IN_ISDIR, "child")
     ]
+
+
+def test_no_more_watches_are_taken_than_allowed_and_one_that_ended_makes_room(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    instance = Inotify(most=2)
+    try:
+        first = instance.watch(str(tmp_path / "a"), MASK)
+        instance.watch(str(tmp_path / "b"), MASK)
+        with pytest.raises(Exhausted, match="the 2 watches"):
+            instance.watch(str(tmp_path / "c"), MASK)
+        assert len(instance) == 2
+        instance.unwatch(first)
+        instance.watch(str(tmp_path / "c"), MASK)
+    finally:
+        instance.close()
+
+
+def test_the_limit_of_the_user_is_read(tmp_path: Path) -> None:
+    assert read_watch_limit(KernelPaths()) == int(Path("/proc/sys/fs/inotify/max_user_watches").read_text())
+    assert isinstance(read_watch_limit(KernelPaths.below(str(tmp_path))), Unknown)

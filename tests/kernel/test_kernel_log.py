@@ -70,6 +70,14 @@ def test_a_kill_names_victim_limit_and_cgroup() -> None:
     assert "Killed process" in event.text
 
 
+def test_what_a_program_writes_into_the_kernel_log_is_not_believed() -> None:
+    forged = [
+        kill(459, "corpus.test", "/ci.slice")[1].replace(b"3,", b"11,", 1),
+        record("cgroup: fork rejected by pids controller in /ci.slice", priority=12),
+    ]
+    assert parsed(*forged) == []
+
+
 def test_a_kill_without_its_oom_kill_line_names_only_the_victim() -> None:
     (event,) = parsed(kill(459, "x", "/a")[1])
     assert isinstance(event, OomKill)

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from triaged.model.facts import ExitFacts, Fact, PlacementFacts, ResourceLimitFa
 from triaged.model.requirement import PlacementRequirement, ResourceLimitRequirement
 from triaged.model.verdict import Severity
 from triaged.model.workload import ProcessPattern, WorkloadDefinition
+from triaged.sources import process_events
 from triaged.sources.process_events import ProcessEvents
 from triaged.sources.source import SourceState
 
@@ -139,6 +141,7 @@ class Fed:
         self.table = ProcessTable(paths, [GO_TEST])
         self.source = ProcessEvents(paths, self.table, **requirements)
         self.facts = self.source.facts()
+        self.told: list[Fact] = []
 
     async def next(self) -> Fact:
         return await asyncio.wait_for(anext(self.facts), 10)
@@ -160,6 +163,101 @@ async def test_a_truncated_message_is_counted_and_the_source_goes_on(
     assert isinstance(await fed.next(), ResourceLimitFacts)
     assert fed.source.status.counters["malformed"] == 1
     assert "cannot be parsed" in caplog.text
+    await fed.close()
+
+
+def executed(pid: int) -> bytes:
+    """The connector's message about an execution: netlink and connector headers, then struct proc_event."""
+    return struct.pack("=36xI12xIIIIII", 0x2, pid, pid, 0, 0, 0, 0)
+
+
+async def test_a_process_may_end_at_any_moment_between_its_event_and_the_last_read(
+    booted: KernelPaths, made_up_proc: MakeProc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each look at its files in turn: it is counted, and the next event is read as ever."""
+    monkeypatch.setattr(os, "pidfd_open", lambda pid, flags=0: os.open(booted.proc, os.O_RDONLY))
+    monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", _unless_directory(asyncio.get_running_loop().add_reader))
+    monkeypatch.setattr(asyncio.get_running_loop(), "remove_reader", _unless_directory(asyncio.get_running_loop().remove_reader))
+    moments, readlink = 0, os.readlink
+    for moment in range(200):
+        made_up_proc(pid=200, exe="/tmp/short.test", argv=b"short.test\0-test.v\0", limits=LIMITS, start_ticks=7000 + moment)
+        made_up_proc(pid=300, exe="/tmp/next.test", argv=b"next.test\0-test.v\0", limits=LIMITS, start_ticks=9000 + moment)
+        fed = Fed(monkeypatch, booted, placements=[FORBIDDEN], limits=[NOFILE])
+        await until_told(fed, 100)
+        looks = 0
+
+        def look(real: Callable[..., Any], moment: int = moment) -> Callable[..., Any]:
+            def wrapped(path: Any, *arguments: Any, **more: Any) -> Any:
+                nonlocal looks
+                directory = readlink(f"/proc/self/fd/{more['dir_fd']}") if more.get("dir_fd") is not None else ""
+                if f"{booted.proc}/200" in f"{directory}/{path}" and looks <= moment:
+                    looks += 1
+                    if looks == moment + 1:
+                        shutil.rmtree(f"{booted.proc}/200")
+                return real(path, *arguments, **more)
+
+            return wrapped
+
+        with monkeypatch.context() as patched:
+            for name in ("open", "readlink", "stat", "listdir"):
+                patched.setattr(os, name, look(getattr(os, name)))
+            fed.ours.send(executed(200))
+            fed.ours.send(executed(300))
+            await until_told(fed, 300)
+        counters = fed.source.status.counters
+        assert counters["executions"] == 2
+        if looks <= moment:  # it lived to the end
+            break
+        moments += 1
+        told = [fact for fact in fed.told if getattr(fact, "process", None) is not None and fact.process.pid == 200]
+        assert counters.get("gone_before_read", 0) or told, f"lost without a word at look {moment}"
+        await fed.close()
+    assert moments >= 6
+    await fed.close()
+
+
+def _unless_directory(real: Callable[..., Any]) -> Callable[..., Any]:
+    """epoll takes no directory, which stands here for a pidfd that never becomes readable."""
+
+    def wrapped(descriptor: int, *arguments: Any) -> Any:
+        return None if os.path.isdir(f"/proc/self/fd/{descriptor}") else real(descriptor, *arguments)
+
+    return wrapped
+
+
+async def until_told(fed: Fed, pid: int) -> None:
+    """Takes facts until one is about the resource limits of that process, which are told last."""
+    while True:
+        fact = await fed.next()
+        fed.told.append(fact)
+        if isinstance(fact, ResourceLimitFacts) and fact.process.pid == pid:
+            return
+
+
+async def test_of_those_that_cannot_be_watched_is_asked_now_and_then(
+    booted: KernelPaths, made_up_proc: MakeProc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More processes of workloads than are watched: the rest must not be taken for alive for ever."""
+    monkeypatch.setattr(process_events, "_WATCHED_CAP", 0)
+    monkeypatch.setattr(process_events, "_UNWATCHED_EVERY_S", 0.05)
+    fed = Fed(monkeypatch, booted, limits=[NOFILE])
+    await until_told(fed, 100)
+    made_up_proc(pid=200, exe="/tmp/other.test", argv=b"other.test\0-test.v\0", limits=LIMITS)
+    fed.ours.send(executed(200))
+    await until_told(fed, 200)
+    assert fed.source.status.counters["unwatched"] >= 2
+    shutil.rmtree(f"{booted.proc}/200")
+    gone = await fed.next()
+    assert isinstance(gone, SubjectGone)
+    assert gone.process is not None
+    assert gone.process.pid == 200
+    assert [process.pid for process in fed.table.workload_processes()] == [100]
+    monkeypatch.setattr(process_events, "_WATCHED_CAP", 256)
+    gone = await fed.next()  # it is watched now: that of this pid there is no process on this kernel is seen at once
+    assert isinstance(gone, SubjectGone)
+    assert gone.process is not None
+    assert gone.process.pid == 100
+    assert fed.source.status.counters["unwatched"] == 0
     await fed.close()
 
 

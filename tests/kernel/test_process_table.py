@@ -160,6 +160,19 @@ def test_a_killed_process_that_was_never_read_is_in_its_parent_cgroup(made_up_pr
     found = table.last_known(777)
     assert found is not None
     assert (found.ppid, found.cgroup, found.exe) == (100, "/ci.slice/job.service", "")
+    assert table.is_inherited(777)
+    assert not table.is_inherited(100)
+
+
+def test_an_inherited_cgroup_is_none_any_more_when_the_process_is_read(made_up_proc: MakeProc) -> None:
+    table = ProcessTable(made_up_proc(pid=100, cgroup=b"0::/ci.slice/job.service\n"), [GO_TEST])
+    for read in (table.read, lambda pid: table.remember_executed(pid, "/bin/sh")):
+        table.remember(ProcessIdentity(pid=50, cgroups={"": "/other.service"}))
+        table.remember(ProcessIdentity(pid=100))
+        table.remember_killed(100, parent=50)
+        assert table.is_inherited(100)
+        read(100)
+        assert not table.is_inherited(100)
 
 
 def test_what_is_known_of_a_killed_process_is_not_replaced_by_its_parent(made_up_proc: MakeProc) -> None:

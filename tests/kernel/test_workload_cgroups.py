@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from triaged.errors import KernelError
-from triaged.kernel.cgroup_layout import CgroupLayout, read_layout
+from triaged.kernel.cgroup_layout import CgroupLayout
 from triaged.kernel.cpu_quota import read_quotas
 from triaged.kernel.paths import KernelPaths
 from triaged.kernel.process_table import ProcessTable
@@ -57,14 +56,6 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     binary = directory / "busy.test"
     subprocess.run(["go", "test", "-c", "-o", binary, "."], cwd=directory, check=True, capture_output=True)
     return binary
-
-
-@pytest.fixture(scope="module")
-def layout() -> CgroupLayout:
-    try:
-        return read_layout(PATHS)
-    except KernelError as error:
-        pytest.skip(f"no cgroups here: {error}")
 
 
 @pytest.fixture

@@ -22,6 +22,10 @@ def go(cgroup: str) -> Step:
         (Way((go(CRON.cgroup), CRON, INIT)), Arrival.STARTED, "cron, service cron.service"),
         (Way((go("/default.slice/run-r0a1b.scope"), SHELL)), Arrival.STARTED, "systemd-run --scope"),
         (Way((go("/default.slice/run-p12-i13.scope"), SHELL)), Arrival.STARTED, "systemd-run --scope"),
+        (
+            Way((go("/default.slice/tests.scope"), SHELL)), Arrival.STARTED,
+            "systemd-run --scope, or another that asked systemd for a scope",
+        ),
         (Way((go("/default.slice"), Step(70, "bash", "/bin/bash", RUN))), Arrival.LEFT, ""),
         (Way((go("/system.slice/a.service"), Step(70, "bash", "/bin/bash", RUN))), Arrival.LEFT, "service a.service"),
         (Way((go("/default.slice"), Step(70, "bash", "/bin/bash", "/default.slice"), INIT)), Arrival.UNKNOWN, ""),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from triaged.model.fix import SetUnitProperty
 from triaged.model.subject import CgroupSubject
 from triaged.model.verdict import Problem
 from triaged.publish.alerts import Event, JournalPublisher
-from triaged.publish.journal import Journal
+from triaged.publish.journal import Journal, encode_entry
 from triaged.rules.pids import pids_limit_hit
 from triaged.store import Store
 
@@ -127,6 +128,26 @@ async def test_what_was_open_before_a_restart_is_not_told_again() -> None:
     await again.settle()
     task.cancel()
     assert again.journal.said() == [("FINDING_OPENED", "/b")]
+
+
+async def test_an_entry_that_cannot_be_made_is_counted_and_the_next_one_is(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = rig.journal.send
+
+    async def send(fields: Mapping[str, str]) -> None:
+        encode_entry(fields)
+        await real(fields)
+
+    monkeypatch.setattr(rig.journal, "send", send)
+    rig.report("/a")
+    # Half a surrogate pair: no name of the kernel's has it, but a state file may.
+    rig.store._current = {key: replace(value, summary="\ud800") for key, value in rig.store._current.items()}
+    rig.report("/b")
+    await rig.settle()
+    assert rig.journal.said() == [("FINDING_OPENED", "/b")]
+    assert rig.publisher.failures == 1
+    assert "a journal entry could not be made" in caplog.text
 
 
 async def test_a_storm_is_bounded_and_its_size_is_told(rig: Rig) -> None:

@@ -10,8 +10,10 @@ from triaged.model.cgroup import CgroupId
 from triaged.model.facts import CgroupLimit, OomFacts, PidsFacts
 from triaged.model.fix import ManualStep, SetUnitProperty
 from triaged.model.limit import UNLIMITED, Limit, Unknown
+from triaged.model.memory import MemoryDetail, MemorySample, OomReport, OomTask
 from triaged.model.process import ProcessIdentity, WorkloadMatch
 from triaged.model.subject import CgroupSubject, HostSubject
+from triaged.model.usage import Usage
 from triaged.model.verdict import Fine, Problem, Undecided, Verdict
 from triaged.rules.memory import cgroup_oom_kill, host_oom_kill
 from triaged.rules.pids import pids_limit_hit
@@ -121,6 +123,10 @@ def test_the_explanation_says_that_the_hint_of_go_is_wrong() -> None:
             ("podman", "update", "--pids-limit=64", IDENTIFIER), "podman container",
         ),
         (f"/kubepods/burstable/pod{POD}/{IDENTIFIER}", "", None, f"raise podPidsLimit (kubelet) of pod {POD}"),
+        (
+            f"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{POD.replace('-', '_')}.slice",
+            f"kubepods-burstable-pod{POD.replace('-', '_')}.slice", None, f"raise podPidsLimit (kubelet) of pod {POD}",
+        ),
         (f"/lxc/{IDENTIFIER}", "", None, "raise the limit of container 0123456789ab to 64, in its runtime"),
         (
             "/user.slice/user-1000.slice/user@1000.service/app.slice/x.service", "x.service",
@@ -148,7 +154,7 @@ def test_a_limit_that_could_not_be_read_gets_no_fix() -> None:
     unread = limit("/a", Unknown("gone"), Unknown("gone"))
     verdict = problem(pids_limit_hit.judge(replace(REFUSED, owner=unread)))
     assert verdict.fixes == ()
-    assert "was full at unknown (gone) tasks" in verdict.summary
+    assert "cgroup /a was full, counted in" in verdict.summary
 
 
 def test_a_cgroup_path_cannot_write_on_a_terminal() -> None:
@@ -201,10 +207,29 @@ def test_an_unknown_owner_is_not_invented_either() -> None:
     assert [fix.type for fix in verdict.fixes] == ["manual"]
 
 
+def test_a_limit_that_went_with_its_cgroup_has_no_number() -> None:
+    gone = limit("/ci.slice/run.scope", 0, 0, "run.scope", "memory.max")
+    verdict = problem(cgroup_oom_kill.judge(replace(OOM, owner=replace(gone, limit=Unknown("the cgroup was removed")))))
+    assert verdict.summary.startswith("OOM killer ended pid 77 (go\\x1b): run.scope was at its limit, the victim was in ")
+    pids = problem(pids_limit_hit.judge(replace(REFUSED, owner=replace(gone, limit=Unknown("the cgroup was removed")))))
+    assert "run.scope was full, counted in" in pids.summary
+
+
+def test_a_cgroup_that_no_record_names_is_not_said_to_be_the_root() -> None:
+    verdict = problem(cgroup_oom_kill.judge(replace(OOM, cgroup=CgroupId(""), owner=None)))
+    assert verdict.summary == (
+        "OOM killer ended pid 77 (go\\x1b) in a cgroup that no record names; it is not decided whose memory limit was hit"
+    )
+    assert verdict.subject == CgroupSubject(CgroupId("/"))
+    assert "victim's cgroup" not in {item.name for item in verdict.evidence}
+    host = problem(host_oom_kill.judge(replace(OOM, cgroup=CgroupId(""), is_host_wide=True, owner=None)))
+    assert host.summary == "OOM killer ended pid 77 (go\\x1b): the host was out of memory"
+
+
 def test_a_container_s_memory_is_raised_by_its_runtime() -> None:
     owner = limit(f"/docker/{IDENTIFIER}", 1000, 1000, "", "memory.limit_in_bytes")
     step = problem(cgroup_oom_kill.judge(replace(OOM, owner=owner))).fixes[0]
-    assert step.commands == (("docker", "update", "--memory=2000", IDENTIFIER),)
+    assert step.commands == (("docker", "update", "--memory=2000", "--memory-swap=4000", IDENTIFIER),)
 
 
 def test_a_host_without_memory_is_no_cgroup_s_fault() -> None:
@@ -219,3 +244,48 @@ def test_a_host_without_memory_is_no_cgroup_s_fault() -> None:
 def test_no_kill_is_fine() -> None:
     assert isinstance(cgroup_oom_kill.judge(replace(OOM, kills=0)), Fine)
     assert isinstance(host_oom_kill.judge(replace(OOM, kills=0, is_host_wide=True)), Fine)
+
+
+REPORT = OomReport(
+    100 << 20, 100 << 20, 19, 2 << 20, UNLIMITED,
+    (OomTask(77, 1000, 90 << 20, 1 << 20, 0, "go\x1b"), OomTask(78, 1000, 5 << 20, 0, 0, "sh")), 3,
+)
+DETAIL = MemoryDetail(
+    4096, 100 << 20, 19, Unknown("version 2 does not have it"), True, 0, 0, False, "/sys/fs/cgroup/system.slice/ci.service"
+)
+SAMPLES = tuple(MemorySample(30_000_000 - age * 1_000_000, (100 - age) << 20, 0) for age in range(29, 0, -1))
+
+
+def test_the_moment_the_files_and_the_minute_before_are_evidence() -> None:
+    facts = replace(OOM, report=REPORT, detail=DETAIL, samples=SAMPLES, time_usec=30_000_000)
+    verdict = problem(cgroup_oom_kill.judge(facts))
+    said = evidence(verdict)
+    assert said["memory at that moment"] == "104857600 bytes in use of 104857600, failcnt 19"
+    assert said["swap at that moment"] == "2097152 bytes in use, limit unlimited"
+    assert said["tasks by memory"] == "go\\x1b[77] 90.0 MiB (+1.0 MiB swap), sh[78] 5.0 MiB and 3 smaller ones"
+    assert said["peak"] == 100 << 20
+    assert said["oom.group"] == "1: all processes of the cgroup are killed together"
+    assert "under_oom" not in said
+    assert str(said["memory in the minute before"]).endswith("-3 s 97.0 MiB, -1 s 99.0 MiB")
+    assert str(said["memory in the minute before"]).count("MiB") <= 30
+    assert said["last sample"] == f"1.00 s before: {99 << 20} bytes"
+    assert {item.name for item in verdict.evidence if item.private} >= {"tasks by memory"}
+
+
+def test_where_a_limit_comes_from_is_shown_beside_whose_it_is() -> None:
+    owner = replace(MEMORY, origin="/etc/systemd/system/ci.service:7, MemoryMax=100M")
+    verdict = problem(cgroup_oom_kill.judge(replace(OOM, owner=owner)))
+    assert evidence(verdict)["limit comes from"] == "/etc/systemd/system/ci.service:7, MemoryMax=100M"
+    assert [item.source for item in verdict.evidence if item.name == "limit comes from"] == ["/etc/systemd/system/ci.service"]
+
+
+def test_other_limits_that_give_the_same_error_are_told_apart() -> None:
+    others = (
+        Usage("tasks", "kernel.threads-max", "host", 300, 15000, "/proc/loadavg", "/proc/sys/kernel/threads-max"),
+        Usage("tasks", "RLIMIT_NPROC", "user 0", Unknown("not counted"), 7000, "", "/proc/77/limits", note="root is exempt"),
+    )
+    said = evidence(problem(pids_limit_hit.judge(replace(REFUSED, others=others))))
+    assert said["not kernel.threads-max"] == "15000 for host, in use 300"
+    assert said["not RLIMIT_NPROC"] == "7000 for user 0 (root is exempt)"
+    assert "ulimit -u" in str(said["Go's hint"])
+    assert "wrong here" in str(said["Go's hint"])

@@ -81,3 +81,23 @@ def test_a_timeout_above_it_is_named_only_if_it_kills(command: tuple[str, ...], 
 
 def test_an_emptied_cgroup_points_at_its_owner() -> None:
     assert "cgroup.kill" in judged(is_cgroup_empty=True).summary
+
+
+@pytest.mark.parametrize(("words", "after"), [
+    ("-s KILL 5 go test", 5), ("--signal=9 2m go", 120), ("-sKILL 0.5 x", 0.5), ("-k 3 10 x", 13), ("--kill-after=1m 1h x", 3660),
+    ("-k5 .5s x", 5.5), ("-s INT -k 1 5 x", 6), ("5 x", None), ("-s KILL 0 x", None), ("-s KILL x", None), ("-s KILL", None),
+    ("", None), ("-k 0 5 x", None), ("-v -s KILL 1. x", 1),
+])  # fmt: skip
+def test_when_a_timeout_sends_sigkill_is_read_from_its_arguments(words: str, after: float | None) -> None:
+    assert Relative(9, "timeout", ("timeout", *words.split())).kills_after_s == after
+
+
+@pytest.mark.parametrize(("age_s", "sender"), [
+    (5.02, "by pid 9 `timeout`, whose 5 s were over"), (3.0, "sender unknown"), (None, "probably by pid 9 `timeout`, above it"),
+])  # fmt: skip
+def test_a_timeout_is_named_when_its_time_was_over_and_ruled_out_when_not(age_s: float | None, sender: str) -> None:
+    verdict = judged(relatives=(Relative(9, "timeout", ("timeout", "-s", "KILL", "5", "go", "test"), age_s),))
+    assert verdict.summary.endswith(f": {sender}")
+    said = {each.name: str(each.value) for each in verdict.evidence}
+    if age_s is not None:
+        assert said["time of ancestor 1"].endswith("over" if age_s > 5 else "ruled out, not over yet")

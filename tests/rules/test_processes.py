@@ -18,6 +18,7 @@ from triaged.model.way import Step, Way
 from triaged.policy import load_policies
 from triaged.rules.placement import forbidden_slice
 from triaged.rules.resource_limits import below_policy
+from triaged.rules.rule import Rule
 from triaged.rules.seccomp import seccomp_denied, seccomp_logged
 
 IDENTIFIER = "0123456789abcdef" * 4
@@ -56,9 +57,33 @@ def test_a_refused_call_is_a_hit(action: str, errno: int, summary: str) -> None:
     verdict = problem(seccomp_denied.judge(facts))
     assert verdict.summary == summary
     assert (verdict.occurrences, verdict.pid) == (4, 77)
-    assert verdict.subject.key == "program:/tmp/go-build1/b001/x.test@/system.slice/ci.service#memfd_create"
+    assert verdict.subject.key == f"workload:go-test@/system.slice/ci.service#memfd_create/{action}"
     assert isinstance(seccomp_logged.judge(facts), Undecided)
     assert seccomp_denied.kind is Kind.HIT
+
+
+@pytest.mark.parametrize(("rule", "action"), [(seccomp_denied, "KILL_PROCESS"), (seccomp_logged, "LOG")])
+def test_every_run_of_a_test_that_is_refused_a_call_is_the_same_finding(rule: Rule, action: str) -> None:
+    def key(**changes: object) -> str:
+        return problem(rule.judge(replace(DENIED, action=action, **changes))).subject.key  # type: ignore[arg-type]
+
+    again = process(pid=78, start_ticks=800, exe="/tmp/go-build2/b001/y.test")
+    assert key() == key(process=again)
+    assert key() != key(process=process("/system.slice/other.service"))
+    assert key() != key(syscall="swapoff", syscall_number=168)
+
+
+def test_refusals_of_programs_of_no_workload_are_told_apart_by_exe_call_action_and_cgroup() -> None:
+    def key(who: ProcessIdentity, **changes: object) -> str:
+        return problem(seccomp_denied.judge(replace(DENIED, process=who, **changes))).subject.key  # type: ignore[arg-type]
+
+    plain = process(workload=None, exe="/usr/bin/nginx")
+    assert key(plain) == key(replace(plain, pid=78, start_ticks=800))
+    others = {
+        key(plain), key(replace(plain, exe="/usr/bin/curl")), key(replace(plain, cgroups={"": "/b.slice"})),
+        key(plain, syscall="swapoff"), key(plain, action="TRAP"),
+    }
+    assert len(others) == 5
 
 
 @pytest.mark.parametrize(
@@ -79,6 +104,16 @@ def test_an_unknown_action_decides_nothing() -> None:
         assert isinstance(rule.judge(replace(DENIED, records=0)), Fine)
 
 
+def test_a_stream_of_records_has_a_rate_and_a_single_one_has_none() -> None:
+    def rate(**changes: int) -> list[object]:
+        verdict = problem(seccomp_denied.judge(replace(DENIED, **changes)))  # type: ignore[arg-type]
+        return [item.value for item in verdict.evidence if item.name == "rate"]
+
+    assert rate(records=5000, interval_usec=100_000) == ["50000 records/s in the last 0.1 s"]
+    assert rate(records=1, interval_usec=500_000) == ["2.0 records/s"]
+    assert rate(records=1) == []
+
+
 def test_a_call_without_a_name_keeps_its_number() -> None:
     verdict = problem(seccomp_denied.judge(replace(DENIED, syscall="999", syscall_number=999)))
     assert "for system call 999 (x86_64)" in verdict.summary
@@ -95,9 +130,22 @@ def test_a_call_without_a_name_keeps_its_number() -> None:
     ],
 )
 def test_where_the_filter_comes_from_decides_the_step(path: str, key: str, first: str) -> None:
-    (step,) = problem(seccomp_denied.judge(replace(DENIED, process=process(path)))).fixes
+    step = problem(seccomp_denied.judge(replace(DENIED, process=process(path)))).fixes[-1]
     assert step.key == key
     assert (step.commands[0][0] if step.commands else "") == first
+
+
+def test_a_call_is_added_to_the_filter_of_a_system_unit_only_and_never_one_that_changes_the_host() -> None:
+    def fixes(path: str, syscall: str = "memfd_create") -> list[str]:
+        return [fix.key for fix in problem(seccomp_denied.judge(replace(DENIED, process=process(path), syscall=syscall))).fixes]
+
+    assert fixes("/system.slice/ci.service") == ["set-unit-setting:ci.service:SystemCallFilter", "manual:unit-filter"]
+    assert fixes("/system.slice/ci.service", "init_module") == ["manual:unit-filter"]
+    assert fixes("/user.slice/user-1000.slice/user@1000.service/app.slice/ci.service") == ["manual:unit-filter"]
+    assert fixes(f"/docker/{IDENTIFIER}") == ["manual:container-profile"]
+    (fix, _) = problem(seccomp_denied.judge(replace(DENIED, process=process("/system.slice/ci.service")))).fixes
+    assert isinstance(fix, SetUnitSetting)
+    assert (fix.unit, fix.name, fix.value) == ("ci.service", "SystemCallFilter", "memfd_create")
 
 
 def test_a_comm_full_of_control_characters_is_escaped() -> None:
@@ -247,6 +295,19 @@ def test_the_whole_run_is_moved_and_not_one_test_binary_of_it() -> None:
     move = verdict.fixes[0]
     assert isinstance(move, MoveProcesses)
     assert (move.pid, move.start_ticks, move.slice, move.seen) == (76, 6, "ci.slice", "/default.slice/run.scope")
+
+
+def test_what_a_container_runtime_started_is_not_moved_out_of_its_container() -> None:
+    here = "/default.slice/ci-tests.scope"
+    steps = (
+        Step(77, "w.test", "/w.test", here, start_ticks=7, is_workload=True),
+        Step(60, "runc", "/usr/sbin/runc", "/system.slice/runner.service", start_ticks=4),
+    )
+    verdict = problem(forbidden_slice.judge(PlacementFacts(process(here), SHIPPED, way=Way(steps))))
+    (step,) = verdict.fixes
+    assert isinstance(step, ManualStep)
+    assert step.commands[0] == ("docker", "run", "--cgroup-parent=ci.slice", "...")
+    assert {item.name: item.value for item in verdict.evidence}["started by"] == "container runtime"
 
 
 @pytest.mark.parametrize(

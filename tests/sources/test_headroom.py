@@ -2,15 +2,20 @@
 """On this kernel: own children, own cgroups where the controller can be had."""
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from triaged.kernel.cgroup_layout import read_layout
+from triaged.kernel.cgroups import read_finite_limits
 from triaged.kernel.inotify import Inotify
 from triaged.kernel.paths import KernelPaths
 from triaged.kernel.process import read_process
@@ -22,10 +27,13 @@ from triaged.kernel.usage import (
     read_host_usage,
     read_port_usage,
     read_process_usage,
+    read_task_limits,
     read_user_usage,
 )
 from triaged.model.facts import HeadroomFacts
+from triaged.model.verdict import Problem
 from triaged.model.workload import ProcessPattern, WorkloadDefinition
+from triaged.rules.headroom import nearly_used_up
 from triaged.sources.headroom import Headroom
 from triaged.sources.source import SourceState
 
@@ -161,6 +169,90 @@ def test_a_cgroup_near_its_pids_max_is_told(own_pids_cgroup: Path) -> None:
             child.wait()
 
 
+def test_only_cgroups_with_a_limit_are_read_further(own_pids_cgroup: Path) -> None:
+    hierarchy = read_layout(PATHS).holding("pids")
+    assert hierarchy is not None
+    path = str(own_pids_cgroup).removeprefix(hierarchy.mount)
+
+    def found() -> list[tuple[str, object, object, int]]:
+        limits = [(controller, limit) for controller, limit in read_finite_limits(hierarchy, ["pids"]) if limit.cgroup.path == path]
+        return [(controller, limit.limit, limit.used, limit.cgroup.inode) for controller, limit in limits]
+
+    assert found() == []
+    (own_pids_cgroup / "pids.max").write_text("7")
+    assert found() == [("pids", 7, 0, own_pids_cgroup.stat().st_ino)]
+
+
+def test_a_cgroup_may_vanish_at_any_moment(own_pids_cgroup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real one, before each look at its files in turn: the others are looked at all the same."""
+    (own_pids_cgroup / "pids.max").write_text("1")
+    child = subprocess.Popen(["sleep", "30"])
+    (own_pids_cgroup / "cgroup.procs").write_text(str(child.pid))
+    doomed = own_pids_cgroup / "doomed"
+    source = Headroom(PATHS, ProcessTable(PATHS, ()))
+    moments = 0
+    try:
+        for moment in range(50):
+            doomed.mkdir()
+            (doomed / "pids.max").write_text("5")
+            looks = 0
+
+            def look(real: Callable[..., Any], moment: int = moment) -> Callable[..., Any]:
+                def wrapped(path: Any, *arguments: Any, **more: Any) -> Any:
+                    nonlocal looks
+                    if str(path).startswith(str(doomed)) and looks <= moment:
+                        looks += 1
+                        if looks == moment + 1:
+                            doomed.rmdir()
+                    return real(path, *arguments, **more)
+
+                return wrapped
+
+            with monkeypatch.context() as patched:
+                for name in ("open", "stat", "scandir"):
+                    patched.setattr(os, name, look(getattr(os, name)))
+                where = {fact.usage.where.rsplit("/", 1)[-1] for fact in source.snapshot() if isinstance(fact, HeadroomFacts)}
+            assert own_pids_cgroup.name in where
+            if looks <= moment:
+                break
+            moments += 1
+        assert moments >= 2
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            doomed.rmdir()
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize(
+    ("took_s", "pauses_s"), [(0.0, [60.0]), (0.2, [4.0, 60.0]), (1.0, [20.0, 300.0])]
+)
+async def test_looks_take_a_bounded_share_of_a_core(
+    monkeypatch: pytest.MonkeyPatch, took_s: float, pauses_s: list[float]
+) -> None:
+    """A rest first, in which nobody's request counts; then until the next look is due, or somebody asks."""
+    source = Headroom(PATHS, ProcessTable(PATHS, ()))
+    monkeypatch.setattr(source, "_look", lambda: ([], took_s))
+    loop = asyncio.get_running_loop()
+    pauses: list[float] = []
+    has_paused = asyncio.Event()
+    real = loop.call_later
+
+    def call_later(delay: float, *arguments: Any) -> asyncio.TimerHandle:
+        pauses.append(delay)
+        if delay >= 60.0:
+            has_paused.set()
+        return real(0.0 if delay < 60.0 else delay, *arguments)
+
+    monkeypatch.setattr(loop, "call_later", call_later)
+    task = asyncio.ensure_future(anext(source.facts()))
+    await has_paused.wait()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert pauses == pauses_s
+
+
 @pytest.fixture
 def own_pids_cgroup(tmp_path: Path):  # type: ignore[no-untyped-def]
     hierarchy = read_layout(PATHS).holding("pids")
@@ -176,3 +268,34 @@ def own_pids_cgroup(tmp_path: Path):  # type: ignore[no-untyped-def]
         pytest.skip("the pids controller is not delegated here")
     yield directory
     directory.rmdir()
+
+
+def test_the_tasks_of_a_user_are_held_against_the_limit_of_its_processes(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("becoming another user needs root")
+    uid = 100_000 + os.getpid() % 100_000  # nobody's: only the test's processes count
+
+    def become() -> None:
+        resource.setrlimit(resource.RLIMIT_NPROC, (4, 4))
+        os.setgid(uid)
+        os.setuid(uid)
+
+    sleepers = [subprocess.Popen(["sleep", "60"], preexec_fn=become) for _ in range(4)]
+    try:
+        who = read_process(PATHS, sleepers[0].pid)
+        ((process, usage),) = read_task_limits(PATHS, [who, read_process(PATHS, os.getpid())])
+    finally:
+        for sleeper in sleepers:
+            sleeper.kill()
+            sleeper.wait()
+    assert process.pid == who.pid
+    assert (usage.limit_name, usage.where, usage.used, usage.limit) == ("RLIMIT_NPROC", f"user {uid}", 4, 4)
+    verdict = nearly_used_up.judge(HeadroomFacts(usage, process=process))
+    assert isinstance(verdict, Problem)
+    assert "100% of RLIMIT_NPROC" in verdict.summary
+
+
+def test_of_root_alone_nothing_is_counted() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root is exempt")
+    assert list(read_task_limits(PATHS, [read_process(PATHS, os.getpid())])) == []

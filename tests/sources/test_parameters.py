@@ -101,6 +101,16 @@ def test_a_key_that_cannot_be_a_parameter_does_not_end_the_source(tmp_path: Path
     assert good.value == "1"
 
 
+def test_without_proc_sys_the_source_is_unavailable_and_claims_nothing(tmp_path: Path) -> None:
+    source = KernelParameters(KernelPaths.below(str(tmp_path)), [wish("kernel.pid_max"), wish("vm.x")])
+    assert all(isinstance(fact, ParameterFacts) and fact.is_missing for fact in source.snapshot())
+    assert source.status.state is SourceState.UNAVAILABLE
+    assert source.status.remedy
+    source = KernelParameters(tree(tmp_path, pid_max="1"), [wish("kernel.of_another_kernel")])
+    assert len(list(source.snapshot())) == 1
+    assert source.status.state is SourceState.ACTIVE
+
+
 def test_a_value_that_cannot_be_read_is_unknown_and_degrades_the_source(tmp_path: Path) -> None:
     paths = tree(tmp_path, pid_max="1")
     (tmp_path / "proc/sys/kernel/loop").symlink_to("loop")  # ELOOP, also for root

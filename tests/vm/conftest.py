@@ -14,6 +14,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from cgroup_scenes import INSIDE as CGROUP_FAULTS
+from cgroup_scenes import build_faults
 from hardware import Snapshot
 from image import ROOT, SUITES, why_not
 from machine import Machine, derive, ensure_image, restore
@@ -64,4 +66,18 @@ def bare(booted: Snapshot) -> Iterator[Machine]:
 def machine(installed: Snapshot) -> Iterator[Machine]:
     """A machine on which triaged runs, for one test."""
     with restore(installed) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="session")
+def cgroup_faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test binary of cgroup_faults."""
+    return build_faults(tmp_path_factory.mktemp("cgroup-faults"))
+
+
+@pytest.fixture
+def machine_with_cgroup_faults(installed: Snapshot, cgroup_faults: Path) -> Iterator[Machine]:
+    """The same with Go tests that reach the limits of cgroups."""
+    with restore(installed) as machine:
+        machine.put(cgroup_faults, CGROUP_FAULTS)
         yield machine

@@ -31,7 +31,8 @@ SUITES = ("trixie", "bookworm")
 PACKAGES = (
     "systemd", "systemd-sysv", "libpam-systemd", "udev", "dbus", "dbus-user-session", "polkitd", "libglib2.0-bin",
     "python3", "python3-dbus-next", "python3-psutil", "python3-pyroute2", "python3-sdnotify",
-    "procps", "iproute2", "kmod", "passwd", "util-linux", "apparmor", "linux-image-cloud-amd64",
+    "procps", "iproute2", "kmod", "passwd", "util-linux", "apparmor", "sudo", "cron", "quota", "nftables", "runc",
+    "linux-image-cloud-amd64",
 )
 PROGRAMS = {
     "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", QEMU: "qemu-system-x86", "unshare": "util-linux",

@@ -59,17 +59,30 @@ class Completed:
 
 
 class Machine:
-    """One running QEMU. Made by `boot` or `restore`; ends with `close`, at the latest with this process."""
+    """One running QEMU. Made by `boot` or `restore`; ends with `close`, at the latest with this process.
 
-    def __init__(self, snapshot: Snapshot, restore: bool, record: bool) -> None:
+    `arguments` are added to the kernel's command line; one that is restored must be given those that it was booted with.
+    `is_patched`: code of the running kernel will be patched (trace events are switched on and off).
+    """
+
+    def __init__(
+        self, snapshot: Snapshot, restore: bool, record: bool, arguments: str = "", is_patched: bool = False
+    ) -> None:
         self.snapshot = snapshot
         self._record = record
         self._directory = Path(tempfile.mkdtemp(prefix="triaged-vm-"))
         self._request = 0
         self._port: socket.socket | None = None
+        command = qemu_command(snapshot, self._directory, restore, record)
+        if arguments:
+            command[command.index("-append") + 1] += f" {arguments}"
+        if is_patched:
+            # Emulated in two threads a processor may run into code that the other is just patching: a kernel panicked in
+            # __schedule with a half-patched call, once in about 50 runs under a trace.
+            command = [word.replace("thread=multi", "thread=single") for word in command]
         with open(self._directory / "qemu.log", "wb") as log:
             self._qemu = subprocess.Popen(
-                qemu_command(snapshot, self._directory, restore, record), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=os.environ | {"TMPDIR": str(self._directory)}, start_new_session=True, preexec_fn=_die_with_parent,
             )
         try:
@@ -308,9 +321,9 @@ def ensure_image(suite: str) -> Snapshot:
     return Snapshot(suite, directory)
 
 
-def restore(snapshot: Snapshot) -> Machine:
-    """A throw-away machine that continues where the snapshot was taken. Raises: MachineError."""
-    return Machine(snapshot, restore=True, record=False)
+def restore(snapshot: Snapshot, *, is_patched: bool = False) -> Machine:
+    """A throw-away machine that continues where the snapshot was taken. `is_patched`: see Machine. Raises: MachineError."""
+    return Machine(snapshot, restore=True, record=False, is_patched=is_patched)
 
 
 def derive(snapshot: Snapshot, directory: Path, prepare: Callable[[Machine], None]) -> Snapshot:
@@ -329,3 +342,23 @@ def derive(snapshot: Snapshot, directory: Path, prepare: Callable[[Machine], Non
     finally:
         machine.close()
     return derived
+
+
+def boot_again(snapshot: Snapshot, directory: Path, arguments: str, prepare: Callable[[Machine], None]) -> Snapshot:
+    """A further snapshot: the given one's disk, booted with more kernel arguments and continued by `prepare`. Takes a minute.
+
+    Its memory holds what the arguments made of the system, so that it is restored like any other.
+    """
+    booted = Snapshot(snapshot.suite, directory)
+    directory.mkdir(parents=True)
+    for name in ("kernel", "initrd"):
+        os.link(snapshot.directory / name, directory / name)
+    copy = ["cp", "--reflink=auto", "--sparse=always", snapshot.disk, booted.disk]
+    subprocess.run(copy, check=True, stdin=subprocess.DEVNULL)
+    machine = Machine(booted, restore=False, record=True, arguments=arguments)
+    try:
+        prepare(machine)
+        machine.save()
+    finally:
+        machine.close()
+    return booted

@@ -2,6 +2,7 @@
 """Real Go tests hit real limits on Debian 12 and 13, and what a person is told of it: list, signal, journal entry, explanation."""
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from machine import Machine
@@ -39,9 +40,16 @@ def test_go_test_over_tasks_max_is_told_at_once(machine: Machine) -> None:
     assert alert["TRIAGED_RULE"] == "cgroup.pids.limit-hit"
     assert alert["TRIAGED_SUBJECT"]
     assert alert["OBJECT_SYSTEMD_UNIT"] == "run-tests.scope"
+    assert alert["OBJECT_PID"] == str(finding["evidence"]["process pid"]["value"])
+    assert finding["evidence"]["process workload"]["value"].startswith("go-test "), finding
     assert len(alert["MESSAGE_ID"]) == 32
     refused = [line for line in entries(machine, "_TRANSPORT=kernel") if "fork rejected by pids controller" in line["MESSAGE"]]
     assert seconds_between(refused[0], alert) < AT_ONCE_S
+
+    # As the manual says: the entry is found by its field, but not by -u, for which its writer would have to be root.
+    assert finding["id"] in machine.run("triagectl log run-tests.scope").out
+    assert len(entries(machine, "OBJECT_SYSTEMD_UNIT=run-tests.scope", f"TRIAGED_FINDING={finding['id']}")) == 1
+    assert not [entry for entry in entries(machine, "--unit=run-tests.scope") if "TRIAGED_FINDING" in entry]
 
     explained = machine.run(f"journalctl -x --no-pager MESSAGE_ID={alert['MESSAGE_ID']}").out
     assert "Defined-By: triaged" in explained
@@ -55,6 +63,9 @@ def test_a_limit_of_the_slice_is_blamed_on_the_slice(machine: Machine) -> None:
     assert "resource temporarily unavailable" in failed.out
     finding = wait_for_finding(machine, "cgroup.pids.limit-hit")
     assert finding["subject"]["cgroup"] == "/ci.slice", finding
+    # The tasks are those of the scope below: one of them is named.
+    assert alert_of(machine, finding)["OBJECT_PID"] == str(finding["evidence"]["process pid"]["value"])
+    assert finding["evidence"]["process workload"]["value"].startswith("go-test "), finding
 
 
 def test_an_oom_kill_in_a_scope_names_the_scope_and_the_victim(machine: Machine) -> None:
@@ -71,11 +82,11 @@ def test_an_oom_kill_in_a_scope_names_the_scope_and_the_victim(machine: Machine)
 
 
 def test_a_system_call_that_the_units_filter_refuses_is_named(machine: Machine) -> None:
-    failed = machine.run(
-        "systemd-run --quiet --wait --pipe --unit=run-gate -p SystemCallFilter=~swapoff -p WorkingDirectory=/srv/faults "
-        "-E HOME=/root go test -count=1 ./gate",
-        timeout=180, check=False,
+    run_gate = (
+        "systemd-run --quiet --wait --pipe --collect --unit=run-gate -p SystemCallFilter=~swapoff -p WorkingDirectory=/srv/faults "
+        "-E HOME=/root go test -count=1 ./gate"
     )
+    failed = machine.run(run_gate, timeout=180, check=False)
     assert failed.status == 1
     assert "bad system call" in failed.out
 
@@ -90,6 +101,14 @@ def test_a_system_call_that_the_units_filter_refuses_is_named(machine: Machine) 
     assert records
     assert seconds_between(records[0], alert) < AT_ONCE_S
 
+    # The test binary of the next run has another path; it is the same cause, and no second alert.
+    assert machine.run(run_gate, timeout=180, check=False).status == 1
+    machine.wait_until(
+        f"triagectl show {finding['id']} --json", lambda done: json.loads(done.out)["count"] >= 2 * finding["count"]
+    )
+    assert [row["id"] for row in findings(machine) if row["rule"] == "seccomp.denied"] == [finding["id"]]
+    alert_of(machine, finding)
+
 
 def test_go_test_in_default_slice_is_a_risk_and_not_a_hit(machine: Machine) -> None:
     machine.run(go_test("healthy", unit="tests", options="--slice=default.slice", environment="TAKE=3s"), timeout=180)
@@ -100,5 +119,9 @@ def test_go_test_in_default_slice_is_a_risk_and_not_a_hit(machine: Machine) -> N
 
 def test_a_healthy_go_test_in_a_proper_place_is_no_finding(machine: Machine) -> None:
     machine.run(go_test("healthy", options="--slice=ci.slice"), timeout=180)
+    # Nor what a program writes into the kernel log, which is not the kernel's word.
+    forged = "Memory cgroup out of memory: Killed process 4242 (x) total-vm:1kB, anon-rss:1kB, UID:0 pgtables:4kB oom_score_adj:0"
+    machine.run(f"echo '<3>{forged}' >/dev/kmsg; echo '<6>cgroup: fork rejected by pids controller in /ci.slice' >/dev/kmsg")
+    assert "Killed process 4242" in machine.run("dmesg").out
     machine.run("busctl call org.triaged.Triage1 /org/triaged/Triage1 org.triaged.Triage1.Manager Refresh")
     assert findings(machine) == []

@@ -9,9 +9,11 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,11 @@ import pytest
 import triaged
 from triaged.bus.authority import Authority
 from triaged.bus.connection import Connection, connect
-from triaged.bus.helper_client import HelperFixer
+from triaged.bus.helper_client import HelperFixer, HelperTraces
+from triaged.bus.objects import Handler
 from triaged.bus.repairs import FixEvent, Repairs
 from triaged.bus.service import BusState, Service
+from triaged.bus.traces import Traces
 from triaged.data import find_data
 from triaged.errors import BusError
 from triaged.kernel.paths import KernelPaths
@@ -81,7 +85,7 @@ async def main():
             return [error.name, str(error)]
 {textwrap.indent(textwrap.dedent(code), "    ")}
     await connection.close()
-    print(json.dumps(result))
+    print(json.dumps(result, default=list))
 asyncio.run(main())
 """
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, env=self.environment)
@@ -140,7 +144,11 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     address = f"unix:abstract={socket}"
     services = tmp_path / "services"
     services.mkdir()
-    command = f"{sys.executable} -m triaged.helper --bus {address} --state-directory {tmp_path}/state --idle 1.5"
+    # Every user must be able to reach a trace's socket; nobody else can reach what pytest makes.
+    traces = tempfile.mkdtemp(prefix="triaged-traces-", dir="/tmp")
+    os.chmod(traces, 0o711)
+    places = f"--state-directory {tmp_path}/state --runtime-directory {traces}"
+    command = f"{sys.executable} -m triaged.helper --bus {address} {places} --idle 1.5"
     (services / "org.triaged.Helper1.service").write_text(f"[D-BUS Service]\nName=org.triaged.Helper1\nExec={command}\n")
     config = tmp_path / "bus.conf"
     config.write_text(_CONFIG.format(socket=socket, services=services))
@@ -158,6 +166,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     bus.terminate()
     bus.wait(10)
     bus.stdout.close()
+    shutil.rmtree(traces)
 
 
 @pytest.fixture
@@ -227,6 +236,36 @@ class Daemon:
         return None
 
 
+def owner_of(pid: int) -> int | None:
+    """The user of a process."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
+@asynccontextmanager
+async def on_the_bus(one: Daemon, methods_of: Callable[[Service], Mapping[str, Handler]]) -> AsyncIterator[Service]:
+    """The service with what `one` has, and with these methods, as long as the context is open."""
+    serving = asyncio.Event()
+    service = Service(
+        one, one, interface_xml=find_data().interface_xml, version="0", address=one.machine.address,
+        on_state=lambda state, detail: serving.set() if state is BusState.SERVING else None,
+    )  # fmt: skip
+    service.provide(methods_of(service))
+    running = asyncio.ensure_future(service.run())
+    await asyncio.wait_for(serving.wait(), 10)
+    yield service
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.fixture
+def serving(machine: Machine) -> Callable[[Callable[[Service], Mapping[str, Handler]]], AbstractAsyncContextManager[Service]]:
+    """The service without findings: a context, to be given the methods that it is to have."""
+    return lambda methods_of: on_the_bus(Daemon(machine), methods_of)
+
+
 @pytest.fixture
 async def daemon(machine: Machine, limited: int) -> AsyncIterator[Daemon]:
     """The service on the bus, with two findings about the limited process, one private to user 1, one manual."""
@@ -243,23 +282,17 @@ async def daemon(machine: Machine, limited: int) -> AsyncIterator[Daemon]:
         make_finding("manual", (ManualStep("container", "raise it in the container's options", (("docker", "run"),)),)),
     ):
         one.found[finding.identifier] = finding
-    serving = asyncio.Event()
-    service = Service(
-        one, one, interface_xml=find_data().interface_xml, version="0", address=machine.address,
-        on_state=lambda state, detail: serving.set() if state is BusState.SERVING else None,
-    )  # fmt: skip
-    one.service = service
 
-    def link() -> Connection | None:
-        return service.connection
+    def methods_of(service: Service) -> Mapping[str, Handler]:
+        def link() -> Connection | None:
+            return service.connection
 
-    repairs = Repairs(service.finding_for, one, HelperFixer(link), Authority(link, time_limit_s=5), one.events.append)
-    service.provide(repairs.methods())
-    running = asyncio.ensure_future(service.run())
-    await asyncio.wait_for(serving.wait(), 10)
-    yield one
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+        repairs = Repairs(service.finding_for, one, HelperFixer(link), Authority(link, time_limit_s=5), one.events.append)
+        traces = Traces(HelperTraces(link).start, owner_of, Authority(link, time_limit_s=5))
+        return {**repairs.methods(), **traces.methods()}
+
+    async with on_the_bus(one, methods_of) as one.service:
+        yield one
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ import (
 
 func TestTwice(t *testing.T) {
 	var wait sync.WaitGroup
-	for i := range 8 {
+	for i := 0; i < 8; i++ {
 		wait.Add(1)
-		go func() {
+		go func(i int) {
 			defer wait.Done()
 			if Twice(i) != 2*i {
 				t.Error(i)
 			}
-		}()
+		}(i)
 	}
 	wait.Wait()
 }

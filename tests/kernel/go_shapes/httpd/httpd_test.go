@@ -13,7 +13,7 @@ func TestGet(t *testing.T) {
 		io.WriteString(w, "hello")
 	}))
 	defer server.Close()
-	for range 3 {
+	for i := 0; i < 3; i++ {
 		answer, err := http.Get(server.URL)
 		if err != nil {
 			t.Fatal(err)

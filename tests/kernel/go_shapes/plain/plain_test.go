@@ -13,12 +13,12 @@ func TestGoroutines(t *testing.T) {
 	sums := make([]int, 8)
 	for i := range sums {
 		wait.Add(1)
-		go func() {
+		go func(i int) {
 			defer wait.Done()
 			for n := 0; n < 200000; n++ {
 				sums[i] += n & i
 			}
-		}()
+		}(i)
 	}
 	wait.Wait()
 	if sums[0] != 0 {

@@ -1,0 +1,3 @@
+module example.test/features
+
+go 1.24

@@ -1,0 +1,3 @@
+module example.org/cgroupfaults
+
+go 1.25

@@ -1,0 +1,3 @@
+module example.org/seccompfaults
+
+go 1.25
