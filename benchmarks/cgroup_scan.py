@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ten thousand cgroups cost: the first look, the watches, memory, an idle minute's share, and cgroups that come and go.
 
-    python benchmarks/cgroup_scan.py [--cgroups N] [--rounds N] [--hierarchy pids|unified]
+    python benchmarks/cgroup_scan.py [--cgroups N] [--rounds N] [--hierarchy pids|memory|unified]
 
 Each approach runs in a process of its own, interleaved with the others; CPU time is user and system, the median of the rounds.
 systemd-cgls, systemd-cgtop, os.walk and psutil stand beside it. Needs root: it makes cgroups of its own and removes them.
@@ -24,11 +24,13 @@ from processes import DAEMON_DIRECTORY, median, ratio, table
 sys.path.insert(0, str(DAEMON_DIRECTORY))
 from triaged.kernel.cgroup_layout import Hierarchy, read_layout
 from triaged.kernel.cgroups import walk
-from triaged.kernel.inotify import Inotify
+from triaged.kernel.inotify import Inotify, read_watch_limit
 from triaged.kernel.paths import KernelPaths
+from triaged.kernel.process_table import ProcessTable
 from triaged.model.process import ProcessIdentity
 from triaged.sources.cgroup_tree import CgroupTree
 from triaged.sources.cgroups import CgroupEvents
+from triaged.sources.headroom import Headroom
 from triaged.sources.ledger import Ledger
 
 _WIDTH = 100
@@ -43,7 +45,7 @@ class _Nobody:
 
 def _hierarchy(name: str) -> Hierarchy:
     layout = read_layout(KernelPaths())
-    found = layout.unified if name == "unified" else layout.holding("pids")
+    found = layout.unified if name == "unified" else layout.holding(name)
     if found is None:
         raise SystemExit(f"there is no hierarchy for {name} here")
     return found
@@ -100,7 +102,16 @@ def child_watch(hierarchy: Hierarchy) -> str:
     began = time.process_time()
     tree.mark_all()
     tree.count_dirty()
-    return f"{scanned} {len(tree)} {memory} {time.process_time() - began} {tree.unwatched}"
+    return f"{scanned} {len(tree)} {memory} {time.process_time() - began} {tree.unwatched} {len(inotify)}"
+
+
+def child_headroom(hierarchy: Hierarchy) -> str:
+    """What is done once a minute: the second look of the whole source."""
+    source = Headroom(KernelPaths(), ProcessTable(KernelPaths(), ()))
+    list(source.snapshot())
+    began = time.process_time()
+    list(source.snapshot())
+    return f"{time.process_time() - began} {source.counters['looks']}"
 
 
 def child_psutil(hierarchy: Hierarchy) -> str:
@@ -146,7 +157,10 @@ def child_steady(hierarchy: Hierarchy) -> str:
     return asyncio.run(run())
 
 
-CHILDREN = {"walk": child_walk, "os.walk": child_oswalk, "watch": child_watch, "psutil": child_psutil, "steady": child_steady}
+CHILDREN = {
+    "walk": child_walk, "os.walk": child_oswalk, "watch": child_watch, "headroom": child_headroom, "psutil": child_psutil,
+    "steady": child_steady,
+}
 
 
 def _in_child(name: str, hierarchy: str) -> list[float]:
@@ -181,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cgroups", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--hierarchy", choices=("pids", "unified"), default="pids")
+    parser.add_argument("--hierarchy", choices=("pids", "memory", "unified"), default="pids")
     parser.add_argument("--child", choices=sorted(CHILDREN), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     hierarchy = _hierarchy(arguments.hierarchy)
@@ -205,9 +219,10 @@ def main() -> None:
             rows["watch"].append(watched[0])
             rows["look"].append(watched[3])
             extra.append(watched)
+            rows["headroom"].append(_in_child("headroom", arguments.hierarchy)[0])
             rows["cgls"].append(_of_command(["systemd-cgls", "-a", "--no-pager", hierarchy.mount]))
             rows["cgtop"].append(_of_command(["systemd-cgtop", "-n", "1", "--raw", "-b", "--recursive=yes"]))
-        steady = _steady(arguments.hierarchy, top) if "pids" in hierarchy.controllers else None
+        steady = _steady(arguments.hierarchy, top) if hierarchy.controllers & {"pids", "memory"} else None
     finally:
         _remove(top)
     cgls = median(rows["cgls"])
@@ -216,14 +231,20 @@ def main() -> None:
         ("psutil: processes and their cgroups", "psutil"),
         ("triaged: find all cgroups", "walk"), ("triaged: find and watch all, read what must be", "watch"),
         ("triaged: look at every counter that may be untold", "look"),
+        ("triaged: once a minute, which limits are nearly used up", "headroom"),
     ]
     print(f"{arguments.cgroups} cgroups on {hierarchy.mount}, {arguments.rounds} rounds")
     lines = []
     for text, name in shown:
         used = median(rows[name])
-        lines.append((text, f"{used * 1e3:.1f}", f"{used / arguments.cgroups * 1e6:.1f}", ratio(used, cgls)))
-    print(table(("what", "CPU ms", "µs per cgroup", "of systemd-cgls"), lines))
+        lines.append((
+            text, f"{used * 1e3:.1f}", f"{used / arguments.cgroups * 1e6:.1f}", ratio(used, cgls),
+            ratio(used, median(rows["cgtop"])), ratio(used, median(rows["psutil"])),
+        ))
+    print(table(("what", "CPU ms", "µs per cgroup", "of systemd-cgls", "of systemd-cgtop", "of psutil"), lines))
     print(f"memory of the tree: {median([each[2] for each in extra]) * 1024 / arguments.cgroups:.0f} bytes per cgroup")
+    limit = read_watch_limit(KernelPaths())
+    print(f"inotify watches: {extra[0][5]:.0f}; this user may have {limit}")
     if steady is None:
         return  # no limits there, so the daemon does not watch it
     idle, woken, churned, events, overflows, _, took = steady

@@ -6,7 +6,7 @@ _triagectl_spec()
 {
     children="" options="" places=""
     case $1 in
-        "") children="scan status list show watch fix undo dismiss check inspect seccomp log rules completion" options="-h --help --version --bus --color" places="" ;;
+        "") children="scan status list show watch fix undo dismiss check inspect explain run seccomp log rules completion" options="-h --help --version --bus --color" places="" ;;
         "scan") children="" options="-h --help --policy --strict --json --bus --color" places="" ;;
         "status") children="" options="-h --help --json --bus --color" places="" ;;
         "list") children="" options="-h --help --state --kind --severity --rule --unit -q --quiet --json --bus --color" places="" ;;
@@ -17,12 +17,14 @@ _triagectl_spec()
         "dismiss") children="" options="-h --help --why --bus --color" places="@findings" ;;
         "check") children="" options="-h --help --policy --list --pid --strict --all --json --junit --bus --color" places="" ;;
         "inspect") children="" options="-h --help --json --bus --color" places="@nothing" ;;
+        "explain") children="" options="-h --help --pid --arguments --path --json --bus --color" places="@nothing" ;;
+        "run") children="" options="-h --help --report --junit --annotate --exit-infra --slice --no-trace --ask -q --quiet --bus --color" places="@nothing" ;;
         "seccomp") children="check dump disasm run record merge" options="-h --help --bus --color" places="" ;;
-        "seccomp check") children="" options="-h --help --workload --arch --caps --kernel --runtime --fix -v --verbose --json" places="@files" ;;
-        "seccomp dump") children="" options="-h --help --workload --call -o --output --json" places="@pids" ;;
+        "seccomp check") children="" options="-h --help --workload --toolchain --arch --caps --kernel --runtime --fix -v --verbose --json" places="@files" ;;
+        "seccomp dump") children="" options="-h --help --workload --toolchain --call -o --output --json" places="@pids" ;;
         "seccomp disasm") children="" options="-h --help --arch --caps --kernel --runtime" places="@nothing" ;;
         "seccomp run") children="" options="-h --help --profile --log --arch --caps --kernel --runtime" places="@nothing" ;;
-        "seccomp record") children="" options="-h --help -o --output --format --base --method --deny --runs --tries --no-verify --timeout --workload" places="@nothing" ;;
+        "seccomp record") children="" options="-h --help -o --output --format --base --bare --method --deny --runs --tries --no-verify --timeout --workload" places="@nothing" ;;
         "seccomp merge") children="" options="-h --help -o --output" places="@files" ;;
         "log") children="" options="-h --help --finding --rule --since --directory -n --lines -f --follow -x --explain --json --bus --color" places="@units" ;;
         "rules") children="" options="-h --help -q --quiet --json --bus --color" places="@rules" ;;
@@ -68,15 +70,29 @@ _triagectl_value()
         "check:--color") offer="auto+always+never" ;;
         "inspect:--bus") offer="system+session" ;;
         "inspect:--color") offer="auto+always+never" ;;
+        "explain:--pid") offer="@pids" ;;
+        "explain:--arguments") offer="@nothing" ;;
+        "explain:--path") offer="@files" ;;
+        "explain:--bus") offer="system+session" ;;
+        "explain:--color") offer="auto+always+never" ;;
+        "run:--report") offer="@files" ;;
+        "run:--junit") offer="@files" ;;
+        "run:--annotate") offer="github+gitlab" ;;
+        "run:--exit-infra") offer="@nothing" ;;
+        "run:--slice") offer="@nothing" ;;
+        "run:--bus") offer="system+session" ;;
+        "run:--color") offer="auto+always+never" ;;
         "seccomp:--bus") offer="system+session" ;;
         "seccomp:--color") offer="auto+always+never" ;;
         "seccomp check:--workload") offer="@nothing" ;;
+        "seccomp check:--toolchain") offer="@nothing" ;;
         "seccomp check:--arch") offer="@nothing" ;;
         "seccomp check:--caps") offer="@nothing" ;;
         "seccomp check:--kernel") offer="@nothing" ;;
         "seccomp check:--runtime") offer="docker+podman+containerd+cri-o" ;;
         "seccomp check:--fix") offer="@files" ;;
         "seccomp dump:--workload") offer="@nothing" ;;
+        "seccomp dump:--toolchain") offer="@nothing" ;;
         "seccomp dump:--call") offer="@nothing" ;;
         "seccomp dump:-o"|"seccomp dump:--output") offer="@files" ;;
         "seccomp disasm:--arch") offer="@nothing" ;;

@@ -10,9 +10,9 @@ function __triagectl_at -d 'Whether the command line so far names this command' 
             continue
         end
         switch "$path:$word"
-            case ':--bus' ':--color' 'scan:--policy' 'scan:--bus' 'scan:--color' 'status:--bus' 'status:--color' 'list:--state' 'list:--kind' 'list:--severity' 'list:--rule' 'list:--unit' 'list:--bus' 'list:--color' 'show:--bus' 'show:--color' 'watch:-n' 'watch:--number' 'watch:--bus' 'watch:--color' 'fix:--bus' 'fix:--color' 'undo:--bus' 'undo:--color' 'dismiss:--why' 'dismiss:--bus' 'dismiss:--color' 'check:--policy' 'check:--pid' 'check:--junit' 'check:--bus' 'check:--color' 'inspect:--bus' 'inspect:--color' 'seccomp:--bus' 'seccomp:--color' 'seccomp check:--workload' 'seccomp check:--arch' 'seccomp check:--caps' 'seccomp check:--kernel' 'seccomp check:--runtime' 'seccomp check:--fix' 'seccomp dump:--workload' 'seccomp dump:--call' 'seccomp dump:-o' 'seccomp dump:--output' 'seccomp disasm:--arch' 'seccomp disasm:--caps' 'seccomp disasm:--kernel' 'seccomp disasm:--runtime' 'seccomp run:--profile' 'seccomp run:--arch' 'seccomp run:--caps' 'seccomp run:--kernel' 'seccomp run:--runtime' 'seccomp record:-o' 'seccomp record:--output' 'seccomp record:--format' 'seccomp record:--base' 'seccomp record:--method' 'seccomp record:--deny' 'seccomp record:--runs' 'seccomp record:--tries' 'seccomp record:--timeout' 'seccomp record:--workload' 'seccomp merge:-o' 'seccomp merge:--output' 'log:--finding' 'log:--rule' 'log:--since' 'log:--directory' 'log:-n' 'log:--lines' 'log:--bus' 'log:--color' 'rules:--bus' 'rules:--color' 'completion:--bus' 'completion:--color'
+            case ':--bus' ':--color' 'scan:--policy' 'scan:--bus' 'scan:--color' 'status:--bus' 'status:--color' 'list:--state' 'list:--kind' 'list:--severity' 'list:--rule' 'list:--unit' 'list:--bus' 'list:--color' 'show:--bus' 'show:--color' 'watch:-n' 'watch:--number' 'watch:--bus' 'watch:--color' 'fix:--bus' 'fix:--color' 'undo:--bus' 'undo:--color' 'dismiss:--why' 'dismiss:--bus' 'dismiss:--color' 'check:--policy' 'check:--pid' 'check:--junit' 'check:--bus' 'check:--color' 'inspect:--bus' 'inspect:--color' 'explain:--pid' 'explain:--arguments' 'explain:--path' 'explain:--bus' 'explain:--color' 'run:--report' 'run:--junit' 'run:--annotate' 'run:--exit-infra' 'run:--slice' 'run:--bus' 'run:--color' 'seccomp:--bus' 'seccomp:--color' 'seccomp check:--workload' 'seccomp check:--toolchain' 'seccomp check:--arch' 'seccomp check:--caps' 'seccomp check:--kernel' 'seccomp check:--runtime' 'seccomp check:--fix' 'seccomp dump:--workload' 'seccomp dump:--toolchain' 'seccomp dump:--call' 'seccomp dump:-o' 'seccomp dump:--output' 'seccomp disasm:--arch' 'seccomp disasm:--caps' 'seccomp disasm:--kernel' 'seccomp disasm:--runtime' 'seccomp run:--profile' 'seccomp run:--arch' 'seccomp run:--caps' 'seccomp run:--kernel' 'seccomp run:--runtime' 'seccomp record:-o' 'seccomp record:--output' 'seccomp record:--format' 'seccomp record:--base' 'seccomp record:--method' 'seccomp record:--deny' 'seccomp record:--runs' 'seccomp record:--tries' 'seccomp record:--timeout' 'seccomp record:--workload' 'seccomp merge:-o' 'seccomp merge:--output' 'log:--finding' 'log:--rule' 'log:--since' 'log:--directory' 'log:-n' 'log:--lines' 'log:--bus' 'log:--color' 'rules:--bus' 'rules:--color' 'completion:--bus' 'completion:--color'
                 set is_value yes
-            case ':scan' ':status' ':list' ':show' ':watch' ':fix' ':undo' ':dismiss' ':check' ':inspect' ':seccomp' ':log' ':rules' ':completion' 'seccomp:check' 'seccomp:dump' 'seccomp:disasm' 'seccomp:run' 'seccomp:record' 'seccomp:merge'
+            case ':scan' ':status' ':list' ':show' ':watch' ':fix' ':undo' ':dismiss' ':check' ':inspect' ':explain' ':run' ':seccomp' ':log' ':rules' ':completion' 'seccomp:check' 'seccomp:dump' 'seccomp:disasm' 'seccomp:run' 'seccomp:record' 'seccomp:merge'
                 set path (string trim -- "$path $word")
         end
     end
@@ -30,6 +30,8 @@ complete -c triagectl -n '__triagectl_at \'\'' -f -a undo -d 'put back what a fi
 complete -c triagectl -n '__triagectl_at \'\'' -f -a dismiss -d 'say that a finding does not matter'
 complete -c triagectl -n '__triagectl_at \'\'' -f -a check -d 'hold policies against this machine, as a gate'
 complete -c triagectl -n '__triagectl_at \'\'' -f -a inspect -d 'every limit of a process or unit, and which binds first'
+complete -c triagectl -n '__triagectl_at \'\'' -f -a explain -d 'which limit gives an error, and how each stands'
+complete -c triagectl -n '__triagectl_at \'\'' -f -a run -d 'run a command, and say which of its failures are the machine\'s'
 complete -c triagectl -n '__triagectl_at \'\'' -f -a seccomp -d 'what seccomp filters refuse, and profiles that fit'
 complete -c triagectl -n '__triagectl_at \'\'' -f -a log -d 'what the journal says of a unit\'s findings'
 complete -c triagectl -n '__triagectl_at \'\'' -f -a rules -d 'what triaged can find: the rule manual'
@@ -103,6 +105,26 @@ complete -c triagectl -n '__triagectl_at \'inspect\'' -l json -d 'print JSON'
 complete -c triagectl -n '__triagectl_at \'inspect\'' -l bus -x -a 'system session' -d 'the message bus where the daemon is: system, session, or an address (default: $TRIAGED_BUS, else system)'
 complete -c triagectl -n '__triagectl_at \'inspect\'' -l color -x -a 'auto always never' -d 'colours: auto (on a terminal, unless $NO_COLOR is set), always, never'
 complete -c triagectl -n '__triagectl_at \'inspect\'' -f
+complete -c triagectl -n '__triagectl_at \'explain\'' -s h -l help -d 'show this help message and exit'
+complete -c triagectl -n '__triagectl_at \'explain\'' -l pid -x -a '(__fish_complete_pids)' -d 'the process in which it failed'
+complete -c triagectl -n '__triagectl_at \'explain\'' -l arguments -x -d 'the call\'s arguments, as numbers (0,0x1000)'
+complete -c triagectl -n '__triagectl_at \'explain\'' -l path -r -F -d 'the file that the call was about'
+complete -c triagectl -n '__triagectl_at \'explain\'' -l json -d 'print JSON'
+complete -c triagectl -n '__triagectl_at \'explain\'' -l bus -x -a 'system session' -d 'the message bus where the daemon is: system, session, or an address (default: $TRIAGED_BUS, else system)'
+complete -c triagectl -n '__triagectl_at \'explain\'' -l color -x -a 'auto always never' -d 'colours: auto (on a terminal, unless $NO_COLOR is set), always, never'
+complete -c triagectl -n '__triagectl_at \'explain\'' -f
+complete -c triagectl -n '__triagectl_at \'run\'' -s h -l help -d 'show this help message and exit'
+complete -c triagectl -n '__triagectl_at \'run\'' -l report -r -F -d 'write the verdict to FILE as JSON, and nothing to standard error'
+complete -c triagectl -n '__triagectl_at \'run\'' -l junit -r -F -d 'write the tests with the verdict to FILE as JUnit XML'
+complete -c triagectl -n '__triagectl_at \'run\'' -l annotate -x -a 'github gitlab' -d 'print the verdict as annotations of a CI system'
+complete -c triagectl -n '__triagectl_at \'run\'' -l exit-infra -x -d 'exit status where the machine is to blame (default: the command\'s)'
+complete -c triagectl -n '__triagectl_at \'run\'' -l slice -x -d 'run the command in a scope of its own in this slice'
+complete -c triagectl -n '__triagectl_at \'run\'' -l no-trace -d 'do not trace failing system calls'
+complete -c triagectl -n '__triagectl_at \'run\'' -l ask -d 'not root: let triaged ask for a password where it needs one to trace'
+complete -c triagectl -n '__triagectl_at \'run\'' -s q -l quiet -d 'say nothing where the machine is not to blame'
+complete -c triagectl -n '__triagectl_at \'run\'' -l bus -x -a 'system session' -d 'the message bus where the daemon is: system, session, or an address (default: $TRIAGED_BUS, else system)'
+complete -c triagectl -n '__triagectl_at \'run\'' -l color -x -a 'auto always never' -d 'colours: auto (on a terminal, unless $NO_COLOR is set), always, never'
+complete -c triagectl -n '__triagectl_at \'run\'' -f
 complete -c triagectl -n '__triagectl_at \'seccomp\'' -f -a check -d 'hold a profile against what workloads need'
 complete -c triagectl -n '__triagectl_at \'seccomp\'' -f -a dump -d 'what the filters of a process answer'
 complete -c triagectl -n '__triagectl_at \'seccomp\'' -f -a disasm -d 'print a filter readably'
@@ -114,6 +136,7 @@ complete -c triagectl -n '__triagectl_at \'seccomp\'' -l bus -x -a 'system sessi
 complete -c triagectl -n '__triagectl_at \'seccomp\'' -l color -x -a 'auto always never' -d 'colours: auto (on a terminal, unless $NO_COLOR is set), always, never'
 complete -c triagectl -n '__triagectl_at \'seccomp check\'' -s h -l help -d 'show this help message and exit'
 complete -c triagectl -n '__triagectl_at \'seccomp check\'' -l workload -x -d 'workloads, with commas, or all (default: go-test)'
+complete -c triagectl -n '__triagectl_at \'seccomp check\'' -l toolchain -x -d 'needs as measured with this toolchain: go1.19 (default: the newest)'
 complete -c triagectl -n '__triagectl_at \'seccomp check\'' -l arch -x -d 'the machine\'s architecture (default: this machine\'s)'
 complete -c triagectl -n '__triagectl_at \'seccomp check\'' -l caps -x -d 'the container\'s bounding set: none, default (what Docker gives), all, or a list: SYS_ADMIN,BPF'
 complete -c triagectl -n '__triagectl_at \'seccomp check\'' -l kernel -x -d 'the kernel: 6.12 (default: this one)'
@@ -124,6 +147,7 @@ complete -c triagectl -n '__triagectl_at \'seccomp check\'' -l json -d 'print JS
 complete -c triagectl -n '__triagectl_at \'seccomp check\'' -F
 complete -c triagectl -n '__triagectl_at \'seccomp dump\'' -s h -l help -d 'show this help message and exit'
 complete -c triagectl -n '__triagectl_at \'seccomp dump\'' -l workload -x -d 'hold the filters against workloads, with commas, or all'
+complete -c triagectl -n '__triagectl_at \'seccomp dump\'' -l toolchain -x -d 'needs as measured with this toolchain: go1.19 (default: the newest)'
 complete -c triagectl -n '__triagectl_at \'seccomp dump\'' -l call -x -d 'only this call (may be given again)'
 complete -c triagectl -n '__triagectl_at \'seccomp dump\'' -s o -l output -r -F -d 'write the filters to FILE.0 (the newest), FILE.1, ...'
 complete -c triagectl -n '__triagectl_at \'seccomp dump\'' -l json -d 'print JSON'
@@ -146,6 +170,7 @@ complete -c triagectl -n '__triagectl_at \'seccomp record\'' -s h -l help -d 'sh
 complete -c triagectl -n '__triagectl_at \'seccomp record\'' -s o -l output -r -F -d 'where the profile goes (default: standard output)'
 complete -c triagectl -n '__triagectl_at \'seccomp record\'' -l format -x -a 'oci systemd' -d 'OCI JSON, or a drop-in with SystemCallFilter='
 complete -c triagectl -n '__triagectl_at \'seccomp record\'' -l base -r -F -d 'give the difference to this profile; with -o write it, extended'
+complete -c triagectl -n '__triagectl_at \'seccomp record\'' -l bare -d 'leave out what a container runtime calls before it starts the command'
 complete -c triagectl -n '__triagectl_at \'seccomp record\'' -l method -x -a 'auto tracefs audit ptrace' -d 'how to observe (default: the best that is to be had)'
 complete -c triagectl -n '__triagectl_at \'seccomp record\'' -l deny -x -d 'what other calls get: an errno, or kill (default: EPERM)'
 complete -c triagectl -n '__triagectl_at \'seccomp record\'' -l runs -x -d 'how often to observe before the profile is tried'

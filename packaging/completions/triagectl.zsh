@@ -78,6 +78,7 @@ _triagectl_seccomp_record() {
         '(-o --output)--output=[where the profile goes (default\: standard output)]:file:_files' \
         '--format=[OCI JSON, or a drop-in with SystemCallFilter=]:format:(oci systemd)' \
         '--base=[give the difference to this profile; with -o write it, extended]:profile:_files' \
+        '--bare[leave out what a container runtime calls before it starts the command]' \
         '--method=[how to observe (default\: the best that is to be had)]:method:(auto tracefs audit ptrace)' \
         '--deny=[what other calls get\: an errno, or kill (default\: EPERM)]:errno: ' \
         '--runs=[how often to observe before the profile is tried]:n: ' \
@@ -117,6 +118,7 @@ _triagectl_seccomp_dump() {
         '(-h --help)-h[show this help message and exit]' \
         '(-h --help)--help[show this help message and exit]' \
         '--workload=[hold the filters against workloads, with commas, or all]:names: ' \
+        '--toolchain=[needs as measured with this toolchain\: go1.19 (default\: the newest)]:go: ' \
         '--call=[only this call (may be given again)]:name: ' \
         '(-o --output)-o[write the filters to FILE.0 (the newest), FILE.1, ...]:file:_files' \
         '(-o --output)--output=[write the filters to FILE.0 (the newest), FILE.1, ...]:file:_files' \
@@ -129,6 +131,7 @@ _triagectl_seccomp_check() {
         '(-h --help)-h[show this help message and exit]' \
         '(-h --help)--help[show this help message and exit]' \
         '--workload=[workloads, with commas, or all (default\: go-test)]:names: ' \
+        '--toolchain=[needs as measured with this toolchain\: go1.19 (default\: the newest)]:go: ' \
         '--arch=[the machine'\''s architecture (default\: this machine'\''s)]:arch: ' \
         '--caps=[the container'\''s bounding set\: none, default (what Docker gives), all, or a list\: SYS_ADMIN,BPF]:caps: ' \
         '--kernel=[the kernel\: 6.12 (default\: this one)]:version: ' \
@@ -170,6 +173,37 @@ _triagectl_seccomp() {
                 merge) _triagectl_seccomp_merge ;;
             esac ;;
     esac
+}
+
+_triagectl_run() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--report=[write the verdict to FILE as JSON, and nothing to standard error]:file:_files' \
+        '--junit=[write the tests with the verdict to FILE as JUnit XML]:file:_files' \
+        '--annotate=[print the verdict as annotations of a CI system]:annotate:(github gitlab)' \
+        '--exit-infra=[exit status where the machine is to blame (default\: the command'\''s)]:n: ' \
+        '--slice=[run the command in a scope of its own in this slice]:slice: ' \
+        '--no-trace[do not trace failing system calls]' \
+        '--ask[not root\: let triaged ask for a password where it needs one to trace]' \
+        '(-q --quiet)-q[say nothing where the machine is not to blame]' \
+        '(-q --quiet)--quiet[say nothing where the machine is not to blame]' \
+        '--bus=[the message bus where the daemon is\: system, session, or an address (default\: $TRIAGED_BUS, else system)]:bus:(system session)' \
+        '--color=[colours\: auto (on a terminal, unless $NO_COLOR is set), always, never]:when:(auto always never)' \
+        ':command: '
+}
+
+_triagectl_explain() {
+    _arguments -s \
+        '(-h --help)-h[show this help message and exit]' \
+        '(-h --help)--help[show this help message and exit]' \
+        '--pid=[the process in which it failed]:pid:_pids' \
+        '--arguments=[the call'\''s arguments, as numbers (0,0x1000)]:n,n: ' \
+        '--path=[the file that the call was about]:file:_files' \
+        '--json[print JSON]' \
+        '--bus=[the message bus where the daemon is\: system, session, or an address (default\: $TRIAGED_BUS, else system)]:bus:(system session)' \
+        '--color=[colours\: auto (on a terminal, unless $NO_COLOR is set), always, never]:when:(auto always never)' \
+        ':question: '
 }
 
 _triagectl_inspect() {
@@ -303,6 +337,8 @@ _triagectl() {
         'dismiss:say that a finding does not matter'
         'check:hold policies against this machine, as a gate'
         'inspect:every limit of a process or unit, and which binds first'
+        'explain:which limit gives an error, and how each stands'
+        'run:run a command, and say which of its failures are the machine'\''s'
         'seccomp:what seccomp filters refuse, and profiles that fit'
         'log:what the journal says of a unit'\''s findings'
         'rules:what triaged can find\: the rule manual'
@@ -330,6 +366,8 @@ _triagectl() {
                 dismiss) _triagectl_dismiss ;;
                 check) _triagectl_check ;;
                 inspect) _triagectl_inspect ;;
+                explain) _triagectl_explain ;;
+                run) _triagectl_run ;;
                 seccomp) _triagectl_seccomp ;;
                 log) _triagectl_log ;;
                 rules) _triagectl_rules ;;

@@ -36,6 +36,10 @@ make_venv() {
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
         return 0
     fi
+    if ! [ -w . ] || { [ -d .venv ] && ! [ -w .venv ]; }; then
+        echo "${0##*/}: $PWD is not this user's to write: .venv cannot be made there; run this in a clone of your own" >&2
+        return 1
+    fi
     # Of another Python, moved, or left half-way: made anew. Otherwise what is missing is added.
     if ! [ -x .venv/bin/python ] || [ "$(cat .venv/python.installed 2>/dev/null)" != "$("$python" -VV) $PWD" ]; then
         echo "${0##*/}: making the virtual environment .venv" >&2
@@ -49,7 +53,12 @@ make_venv() {
     site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     echo "$PWD/daemon" >"$site/triaged.pth"
     for program in triaged triagectl; do
-        sed "1s|.*|#!$PWD/.venv/bin/python|" "packaging/bin/$program" >".venv/bin/$program"
+        # For sh it is one command, for Python a string: an interpreter's path in the first line may be neither long nor have a space.
+        {
+            printf '#!/bin/sh\n'
+            printf "'''exec' \"%s/.venv/bin/python\" \"\$0\" \"\$@\"\n' '''\n" "$PWD"
+            tail -n +2 "packaging/bin/$program"
+        } >".venv/bin/$program"
         chmod 755 ".venv/bin/$program"
     done
     echo "$("$python" -VV) $PWD" >.venv/python.installed
