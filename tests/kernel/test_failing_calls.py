@@ -38,7 +38,7 @@ AT = 1_074_780_943_000
         (b'sys_mkdir(pathname: 0x7f "a: b, c: 12 \\" d: 1", mode: 0x1ff)', CallEntered(2060, "mkdir", (0x7F, 0x1FF), AT)),
         (b"sys_getppid()", CallEntered(2060, "getppid", (), AT)),
         (b"sys_exit: NR 5 = -13", NumberedCallEnded(2060, 5, -13, AT)),
-        (b"sys_enter: NR 73 (3, 2, 0, 7ffd, 0, 0)", NumberedCallEntered(2060, 73, AT)),
+        (b"sys_enter: NR 73 (3, 2, 0, 7ffd, 0, 0)", NumberedCallEntered(2060, 73, AT, 3)),
         (b"task_newtask: pid=2061 comm=a pid=7 clone_flags=1200000 oom_score_adj=0", TaskMade(2060, 2061, False, AT)),
         (b"task_newtask: pid=2061 comm=sh clone_flags=3d0f00 oom_score_adj=0", TaskMade(2060, 2061, True, AT)),
         (b"sched_process_exec: filename=/bin/a b pid=1 pid=2060 old_pid=2063", Executed(2060, "/bin/a b pid=1", 2063, AT)),
