@@ -140,11 +140,16 @@ def test_record_takes_its_command_with_it_when_it_is_told_to_end(method: str, nu
     seconds = 10_000 + os.getpid() % 10_000 + number
     argv = [sys.executable, "-m", "triaged.cli.seccomp", "record", "--method", method, "--", "sh", "-c", f"sleep {seconds}; true"]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, env=ENVIRONMENT)
-    wait_for(lambda: bool(processes_of(f"sleep {seconds}")))
-    process.send_signal(number)
-    process.communicate(timeout=30)
-    assert process.returncode != 0
-    wait_for(lambda: not processes_of(f"sleep {seconds}"))
+    try:
+        wait_for(lambda: bool(processes_of(f"sleep {seconds}")))
+        process.send_signal(number)
+        process.communicate(timeout=30)
+        assert process.returncode != 0
+        wait_for(lambda: not processes_of(f"sleep {seconds}"))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def test_record_ends_all_that_a_command_started_when_its_time_is_over() -> None:

@@ -2,9 +2,12 @@
 """Fixtures: a Debian 12 and a Debian 13 that booted, the same with triaged installed and running, and throw-away machines of both.
 
 A machine that does not boot or answer fails the test with its console; only where none can run at all it skips, and says why.
+Under pytest-xdist the workers share the package and the snapshots, and a module's tests of one release stay together.
 """
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cgroup_scenes import INSIDE as CGROUP_FAULTS
 from cgroup_scenes import build_faults
 from hardware import Snapshot
-from image import ROOT, SUITES, why_not
+from image import ROOT, SUITES, locked, why_not
 from machine import Machine, derive, ensure_image, restore
 from package import INSIDE, PACKAGE
 
@@ -31,16 +34,27 @@ def booted(request: pytest.FixtureRequest) -> Snapshot:
     return ensure_image(request.param)
 
 
+def of_the_run(factory: pytest.TempPathFactory) -> Path:
+    """The directory that all workers of this run have."""
+    mine = factory.getbasetemp()
+    return (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "shared"
+
+
 @pytest.fixture(scope="session")
-def deb() -> Path:
+def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package, built from this tree."""
-    done = subprocess.run([ROOT / "scripts/build-deb"], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    assert done.returncode == 0, done.stderr
-    return ROOT / "dist" / PACKAGE
+    shared = of_the_run(tmp_path_factory)
+    with locked(shared):
+        if not (shared / PACKAGE).exists():
+            build = [ROOT / "scripts/build-deb"]
+            done = subprocess.run(build, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+            assert done.returncode == 0, done.stderr
+            shutil.copy(ROOT / "dist" / PACKAGE, shared)
+    return shared / PACKAGE
 
 
 @pytest.fixture(scope="session")
-def installed(booted: Snapshot, deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Snapshot]:
+def installed(booted: Snapshot, deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     """The same Debian after `dpkg -i` and `systemctl enable --now triaged`, with the daemon up and the machine at rest."""
 
     def install(machine: Machine) -> None:
@@ -49,10 +63,28 @@ def installed(booted: Snapshot, deb: Path, tmp_path_factory: pytest.TempPathFact
         machine.run("systemctl enable --now triaged || { journalctl -u triaged --no-pager; exit 1; }", timeout=180)
         machine.wait_until("systemctl is-system-running", lambda done: done.out != "starting\n")
 
-    directory = tmp_path_factory.mktemp(booted.suite) / "installed"
-    yield derive(booted, directory, install)
-    for path in directory.iterdir():
-        path.unlink()
+    directory = of_the_run(tmp_path_factory) / booted.suite
+    with locked(directory):
+        if not (directory / "installed").exists():
+            scratch = directory / f"scratch-{os.getpid()}"
+            derive(booted, scratch, install)
+            scratch.rename(directory / "installed")
+    return Snapshot(booted.suite, directory / "installed")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Gigabytes of memory and disk are not left for three runs."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
+        shutil.rmtree(of_the_run(factory), ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a machine go to the same worker."""
+    for item in items:
+        if isinstance(item, pytest.Function) and item.path.is_relative_to(Path(__file__).parent):
+            suite = next((suite for suite in SUITES if suite in item.name), "")
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{suite}"))
 
 
 @pytest.fixture
