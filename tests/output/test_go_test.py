@@ -68,6 +68,17 @@ def test_what_the_linker_says_belongs_to_the_package_that_is_not_built(stream: s
     assert told(reader.finish(True), f"{APP}/a") == [(FailedStage.BUILD, "", ["ENOSPC"])]
 
 
+@pytest.mark.parametrize("own", [b"", b"# example.org/app/b\n./b.go:3:1: syntax error\n"])
+def test_what_was_printed_of_a_dependency_belongs_to_who_needs_it(own: bytes) -> None:
+    reader = GoTestReader()
+    text = b"runtime: out of memory: cannot allocate 4194304-byte block\n"
+    reader.feed("stderr", b"# runtime\n" + text + own, 1)
+    reader.feed("stdout", b"FAIL\texample.org/app/a [build failed]\nFAIL\texample.org/app/b [build failed]\nFAIL\n", 2)
+    first, second = reader.finish(True).failures
+    assert [(mention.syscall, mention.errno) for mention in first.mentions] == [("mmap", "ENOMEM")]
+    assert [mention.errno for mention in second.mentions] == ([] if own else ["ENOMEM"])
+
+
 def test_results_of_passed_tests_are_kept_where_they_are_told() -> None:
     outcomes = {(result.package, result.test): result.outcome for result in read("json").results}
     assert outcomes[f"{APP}/a", "TestFine"] == "pass"

@@ -2,12 +2,15 @@
 """What the observer makes of what is known of a process: here without a trace."""
 from __future__ import annotations
 
+import os
+from collections.abc import Collection, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from situations import process
 
-from triaged.kernel.failing_calls import CallEnded, CallEntered, Executed, TaskMade, TraceEvent
+from triaged.kernel.failing_calls import CallEnded, CallEntered, Executed, NumberedCallEnded, TaskEnded, TaskMade, TraceEvent
 from triaged.kernel.paths import KernelPaths
 from triaged.model.limit import Unknown
 from triaged.model.process_state import ProcessState
@@ -99,3 +102,64 @@ def test_a_command_that_was_not_read_in_time_is_in_the_cgroup_in_which_it_ended(
     before = observed(RELABELLED[0], *refused(NOBODY, 15), RELABELLED[1], cgroups={"": "/system.slice/run.scope"}).incidents()[0]
     assert before.process is not None
     assert before.process.identity.cgroup == "/ci.service"
+
+
+# Programs of another architecture (the events of a real one: tests/corpus/cases/foreign)
+
+
+class Trace:
+    """A trace that tells nothing by itself, and keeps what it is asked for."""
+
+    watches_seccomp = watches_other_architecture = sees_senders = False
+    refusable: frozenset[str] = frozenset()
+
+    def watch_other_architecture(self, again: Collection[int], multiplexed: Collection[int]) -> None:
+        self.watches_other_architecture = True
+
+    def events(self, cap: int = 0) -> Iterator[TraceEvent]:
+        return iter(())
+
+    def events_lost(self) -> int:
+        return 0
+
+    def stop(self) -> None:
+        """Nothing to stop."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"{name} was not to be asked for")
+
+
+EXECUTED = Executed(NOBODY, "/tmp/a.test", NOBODY, 10)
+IS_NATIVE = CallEnded(NOBODY, "execve", 0, 11)
+OPEN_OF_I386 = 5
+REFUSED_BY_NUMBER = NumberedCallEnded(NOBODY, OPEN_OF_I386, -30, 12)
+GONE = TaskEnded(NOBODY, 20)
+
+
+def traced(*events: TraceEvent, is_watched: bool) -> tuple[Observer, Trace]:
+    calls = Trace()
+    calls.watches_other_architecture = is_watched
+    observer = Observer(Surroundings(KernelPaths(), began("unconfined"), {}, dict, tuple), NOBODY, calls)
+    observer._take(events)
+    observer.finish(Remains())
+    return observer, calls
+
+
+@pytest.mark.skipif(os.uname().machine not in ("x86_64", "aarch64"), reason="no other architecture here")
+def test_a_program_whose_execve_is_not_told_to_end_is_none_of_this_architecture() -> None:
+    observer, calls = traced(EXECUTED, GONE, is_watched=False)
+    assert observer.was_deaf
+    assert calls.watches_other_architecture
+    observer, calls = traced(EXECUTED, IS_NATIVE, GONE, is_watched=False)
+    assert not observer.was_deaf
+    assert not calls.watches_other_architecture
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number is of i386")
+def test_by_numbers_only_the_calls_of_the_other_architecture_are_told() -> None:
+    observer, _ = traced(EXECUTED, REFUSED_BY_NUMBER, GONE, is_watched=True)
+    (incident,) = observer.incidents()
+    assert (incident.symptom.syscall, incident.symptom.errno) == ("open", "EROFS")
+    assert not observer.was_deaf
+    observer, _ = traced(EXECUTED, IS_NATIVE, REFUSED_BY_NUMBER, GONE, is_watched=True)
+    assert observer.incidents() == []

@@ -4,7 +4,8 @@
 Hard facts (measured on 6.18, per call, beside 120 ns for getppid untraced):
 - `syscalls:sys_exit_X` with a filter costs 150 ns for call X and 30 ns for others; `raw_syscalls:sys_exit` with any filter
   costs 170 ns for every call. An unfiltered `sys_enter_X` costs 500 ns. So: events of single calls, filtered in the kernel.
-- These events do not exist for calls of another architecture (32-bit programs): `watch_other_architecture`.
+- These events do not exist for calls of another architecture (32-bit programs): `watch_other_architecture`. The end of an execve
+  that succeeds counts as a call of the new program's, so that its event tells, right behind sched_process_exec, of a native one.
 - An instance takes 1.5 ms to make, its 660 settings 8 ms, another buffer size 15 ms, the removal 60 ms.
 - signal_deliver tells of SIGKILL also for the threads that exit_group() ends, and instead of SIGTERM and every other deadly signal
   that dumps no core: only signal_generate proves a kill, and only an end without exit_group() a death by another signal. That event
@@ -40,6 +41,7 @@ _CLONE_THREAD = 0x10000
 _TOLD_SIGNALS = (1, 2, 3, 4, 6, 7, 8, 9, 11, 15, 24, 25, 31)
 _SURVIVED_BY_DEFAULT = (17, 18, 19, 20, 21, 22, 23, 28)
 _RAW_LEFT_OUT = (2, 4, 9, 17, 20, 21, 110, 115)  # the frequent ones of HARMLESS_ERRNOS
+EXECS = ("execve", "execveat")
 _NEVER_ENDING = frozenset({"rt_sigreturn", "restart_syscall", "exit", "exit_group"})  # or with what another call gave
 _LINE = re.compile(rb"^\s*(?:.{0,16})-(\d+)\s+\[\d+\]\s+\S+\s+(\d+)\.(\d+): (.*)$", re.DOTALL)
 _CALL = re.compile(rb"^sys_(\w+)(?: -> 0x([0-9a-f]+)|\((.*)\))$")
@@ -339,6 +341,8 @@ class FailingCalls:
             kind, call = _of_event(event)
             if kind == "exit" and call not in left_out:
                 wanted = "" if call in DEEDS else failures_of(call)
+                if call in EXECS:
+                    wanted = f"({wanted}) || ret == 0"
                 if wanted != default:
                     trace.write(f"events/syscalls/{event}/filter", wanted or "0")
                 trace.write(f"events/syscalls/{event}/enable", "1")

@@ -251,8 +251,19 @@ class GoTestReader:
             return failure
         # The linker's lines stand below "# package.test", those of an external test package below "# package_test".
         names = (failure.package, f"{failure.package}.test", f"{failure.package}_test")
-        kept = next((self._builds[name] for name in names if name in self._builds), self._command)
+        kept = next((self._builds[name] for name in names if name in self._builds), None) or self._of_dependencies()
         return replace(failure, mentions=kept.mentions(), text=kept.text)
+
+    def _of_dependencies(self) -> Kept:
+        """What was printed of packages that are not tested: why one could not be built that nothing was printed of."""
+        tested = {failure.package for failure in self._failures}
+        others = [kept for name, kept in self._builds.items() if name.removesuffix(".test").removesuffix("_test") not in tested]
+        if not others:
+            return self._command
+        together = Kept()
+        for kept in others:
+            together.absorb(kept)
+        return together
 
 
 def _says_more(package: _Package, failed: list[str]) -> bool:

@@ -36,18 +36,23 @@ class ForeignCalls:
         self._arch, self._go_arch = _OTHER.get(native, ("", ""))
         self._begun: dict[int, str] = {}
 
-    def is_one(self, paths: KernelPaths, pid: int) -> bool:
-        """Whether a process runs such a program. Source: the ELF header's class."""
+    @property
+    def can_be(self) -> bool:
+        """Whether this machine may run programs of another architecture at all."""
+        return bool(self._arch)
+
+    def is_one(self, paths: KernelPaths, pid: int) -> bool | None:
+        """Whether a process runs such a program; None if it is gone. Source: the ELF header's class."""
         if not self._arch:
             return False
         try:
             descriptor = os.open(f"{paths.proc}/{pid}/exe", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            return False
+            return None
         try:
             return os.read(descriptor, len(_ELF32)) == _ELF32
         except OSError:
-            return False
+            return None
         finally:
             os.close(descriptor)
 

@@ -148,6 +148,7 @@ class Observer:
         self.failed = ""
         self._arch = native_arch()
         self._foreign = ForeignCalls(self._arch)
+        self._executing: dict[int, Process] = {}  # tasks of which the end of their execve is still to be told
         self.was_deaf = False
         self._filters = Filters(self._paths, calls, surroundings.standstill, self._arch)
         self._remains = Remains()
@@ -283,6 +284,7 @@ class Observer:
         # What one instance tells may be read a look later than what the other tells of the same moment.
         ends, self._ends = self._ends, []
         self._take_each(events)
+        self._settle_who_lives()
         kills, self._kills = self._kills, []
         for kill in kills:
             self._killed(kill.target_tid, kill.signal, kill.code, kill.at_ns)
@@ -301,6 +303,10 @@ class Observer:
                 if _installs_filter(event.call, event.arguments):
                     self._watch_every_call(True)
             elif isinstance(event, trace.CallEnded):
+                if event.call in trace.EXECS and event.value == 0:
+                    self._entered.pop(event.tid, None)
+                    self._is_native(event.tid)
+                    continue
                 self._call_ended(event)
                 if self._is_every_call_watched and event.call in _SECCOMP_CALLS:
                     self._watch_every_call(False)
@@ -312,6 +318,7 @@ class Observer:
             elif isinstance(event, trace.Executed):
                 self._executed(event)
             elif isinstance(event, trace.TaskEnded):
+                self._is_settled(event.tid)
                 self._ended(event)
                 self._entered.pop(event.tid, None)
                 self._begun.pop(event.tid, None)
@@ -348,7 +355,7 @@ class Observer:
         process = self.tree.executed(event.tid, event.path, event.at_ns)
         process.is_state_old = process.state is not None
         self._entered.pop(event.old_tid, None)
-        process.is_foreign = process.is_unheard = False
+        self._is_settled(event.tid)
         if not any(each.workload_role for each in process.ancestors()):
             # What prepares a run (setpriv, prlimit, unshare) changes its own process, and then executes the next: what was kept of
             # it before is no longer true. Below a workload a thousand compilers come and go, and change nothing.
@@ -356,11 +363,33 @@ class Observer:
             if self._foreign.is_to_come(self._paths, process.pid):
                 self._watch_foreign()
         self._recognise(process, event.path)
-        if self._calls is not None and self._foreign.is_one(self._paths, process.pid):
-            process.is_foreign = True
-            process.is_unheard = not self._calls.watches_other_architecture
+        # The next that is told of a native program is the end of this very call; of another architecture's it never is.
+        process.is_foreign = self._foreign.can_be and self._calls is not None
+        process.is_unheard = process.is_foreign and self._calls is not None and not self._calls.watches_other_architecture
+        if process.is_foreign:
+            self._executing[event.tid] = process
+
+    def _is_native(self, tid: int) -> None:
+        """Takes back what was taken for granted of a program when it was executed."""
+        process = self._executing.pop(tid, None)
+        if process is not None:
+            process.is_foreign = process.is_unheard = False
+
+    def _is_settled(self, tid: int) -> None:
+        """Without the end of its execve being told a task goes on, or ends: its program was one of another architecture."""
+        process = self._executing.pop(tid, None)
+        if process is not None:
             self.was_deaf |= process.is_unheard
             self._watch_foreign()
+
+    def _settle_who_lives(self) -> None:
+        """Looks at programs of which no more is told yet: of those of another architecture the trace has to be told at once."""
+        for tid in tuple(self._executing):
+            is_foreign = self._foreign.is_one(self._paths, tid)
+            if is_foreign:
+                self._is_settled(tid)
+            elif is_foreign is False:
+                self._is_native(tid)
 
     def _watch_foreign(self) -> None:
         if self._calls is not None and not self._calls.watches_other_architecture:
@@ -505,7 +534,7 @@ class Observer:
                 self._failed(process, event.tid, call, event.value, event.at_ns, False)
 
     def _foreign_call_ended(self, process: Process, event: trace.NumberedCallEnded) -> None:
-        call = self._foreign.failed(event)
+        call = self._foreign.failed(event) if event.value < 0 else ""
         if call:
             may_be_refused = self._calls is not None and (self._calls.watches_seccomp or self._calls.refusable)
             self._failed(process, event.tid, call, event.value, event.at_ns, None if may_be_refused else True)
