@@ -305,7 +305,7 @@ class Observer:
             elif isinstance(event, trace.CallEnded):
                 if event.call in trace.EXECS and event.value == 0:
                     self._entered.pop(event.tid, None)
-                    self._is_native(event.tid)
+                    self._take_as_native(event.tid)
                     continue
                 self._call_ended(event)
                 if self._is_every_call_watched and event.call in _SECCOMP_CALLS:
@@ -318,7 +318,7 @@ class Observer:
             elif isinstance(event, trace.Executed):
                 self._executed(event)
             elif isinstance(event, trace.TaskEnded):
-                self._is_settled(event.tid)
+                self._take_as_foreign(event.tid)
                 self._ended(event)
                 self._entered.pop(event.tid, None)
                 self._begun.pop(event.tid, None)
@@ -355,7 +355,7 @@ class Observer:
         process = self.tree.executed(event.tid, event.path, event.at_ns)
         process.is_state_old = process.state is not None
         self._entered.pop(event.old_tid, None)
-        self._is_settled(event.tid)
+        self._take_as_foreign(event.tid)
         if not any(each.workload_role for each in process.ancestors()):
             # What prepares a run (setpriv, prlimit, unshare) changes its own process, and then executes the next: what was kept of
             # it before is no longer true. Below a workload a thousand compilers come and go, and change nothing.
@@ -369,13 +369,13 @@ class Observer:
         if process.is_foreign:
             self._executing[event.tid] = process
 
-    def _is_native(self, tid: int) -> None:
+    def _take_as_native(self, tid: int) -> None:
         """Takes back what was taken for granted of a program when it was executed."""
         process = self._executing.pop(tid, None)
         if process is not None:
             process.is_foreign = process.is_unheard = False
 
-    def _is_settled(self, tid: int) -> None:
+    def _take_as_foreign(self, tid: int) -> None:
         """Without the end of its execve being told a task goes on, or ends: its program was one of another architecture."""
         process = self._executing.pop(tid, None)
         if process is not None:
@@ -387,9 +387,9 @@ class Observer:
         for tid in tuple(self._executing):
             is_foreign = self._foreign.is_one(self._paths, tid)
             if is_foreign:
-                self._is_settled(tid)
+                self._take_as_foreign(tid)
             elif is_foreign is False:
-                self._is_native(tid)
+                self._take_as_native(tid)
 
     def _watch_foreign(self) -> None:
         if self._calls is not None and not self._calls.watches_other_architecture:
